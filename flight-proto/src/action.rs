@@ -1,0 +1,171 @@
+//! DoAction: names, and the JSON that goes in and out.
+
+use serde::{Deserialize, Serialize};
+
+/// Server-wide figures → [`Stats`].
+pub const STATS: &str = "flightcache.stats";
+/// The slot map → [`crate::SlotMap`].
+pub const SLOT_MAP: &str = "flightcache.slot_map";
+/// [`UrlRequest`] → one [`ObjectInfo`] per object.
+pub const INFO: &str = "flightcache.info";
+/// [`crate::ScanRequest`] → a stream of [`WarmProgress`].
+pub const WARM: &str = "flightcache.warm";
+/// [`UrlRequest`] → [`Evicted`].
+pub const EVICT: &str = "flightcache.evict";
+/// [`SetCapacity`] → [`Stats`].
+pub const SET_CAPACITY: &str = "flightcache.set_capacity";
+
+/// Every action with one line for `ListActions`.
+pub const ALL: [(&str, &str); 6] = [
+    (STATS, "Server-wide figures. In: nothing. Out: JSON."),
+    (SLOT_MAP, "Which node owns which hash slot. In: nothing. Out: JSON."),
+    (INFO, "Schema, row groups, sizes and what is resident. In: {\"url\"}. Out: JSON, one result per object."),
+    (WARM, "Load columns into the cache. In: a scan as JSON. Out: a stream of JSON progress."),
+    (EVICT, "Forget an object, prefix or glob. In: {\"url\"}. Out: JSON."),
+    (SET_CAPACITY, "Change the cache's capacity. In: {\"capacity_bytes\"}. Out: the new figures as JSON."),
+];
+
+/// Input of [`INFO`] and [`EVICT`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UrlRequest {
+    /// An object, a prefix ending in `/`, or a glob.
+    pub url: String,
+}
+
+/// Input of [`SET_CAPACITY`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetCapacity {
+    /// New capacity of the chunk cache, in bytes.
+    pub capacity_bytes: u64,
+}
+
+/// Output of [`EVICT`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evicted {
+    /// Column chunks dropped.
+    pub chunks: u64,
+    /// Bytes they held.
+    pub bytes: u64,
+    /// Footers dropped.
+    pub footers: u64,
+}
+
+/// Output of [`WARM`], once per row group and once at the end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmProgress {
+    /// Row groups done.
+    pub row_groups_done: u64,
+    /// Row groups in all.
+    pub row_groups_total: u64,
+    /// Column chunks found resident.
+    pub chunks_hit: u64,
+    /// Column chunks loaded.
+    pub chunks_missed: u64,
+    /// Bytes read from the object store.
+    pub store_bytes: u64,
+}
+
+/// Output of [`STATS`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Stats {
+    /// Version of the server.
+    pub version: String,
+    /// Seconds since start.
+    pub uptime_s: u64,
+    /// Capacity of the chunk cache.
+    pub capacity_bytes: u64,
+    /// Bytes beyond the capacity that loads and evicted-but-streaming chunks may hold.
+    pub reserve_bytes: u64,
+    /// Bytes of resident chunks.
+    pub resident_bytes: u64,
+    /// Bytes reserved by loads under way.
+    pub in_flight_bytes: u64,
+    /// Bytes of evicted chunks that streams still hold.
+    pub streaming_bytes: u64,
+    /// Resident chunks.
+    pub resident_chunks: u64,
+    /// Resident footers.
+    pub resident_footers: u64,
+    /// Bytes of resident footers.
+    pub footer_bytes: u64,
+    /// Chunk look-ups that hit.
+    pub chunks_hit: u64,
+    /// Chunk look-ups that missed (joined loads included).
+    pub chunks_missed: u64,
+    /// Of the misses: those that joined a load already under way.
+    pub chunks_joined: u64,
+    /// Chunks evicted for space.
+    pub evictions: u64,
+    /// Requests sent to object stores, retries not counted.
+    pub store_requests: u64,
+    /// Bytes read from object stores.
+    pub store_bytes: u64,
+    /// Encoded bytes sent to clients.
+    pub served_bytes: u64,
+    /// Scans answered or under way.
+    pub scans: u64,
+}
+
+/// Output of [`INFO`]: one object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ObjectInfo {
+    /// Canonical URL.
+    pub url: String,
+    /// Version, if it has one.
+    pub version: Option<String>,
+    /// Size of the object.
+    pub size_bytes: u64,
+    /// Rows.
+    pub rows: u64,
+    /// Columns, as the schema announces them.
+    pub columns: Vec<ColumnInfo>,
+    /// Row groups.
+    pub row_groups: Vec<RowGroupInfo>,
+    /// Bytes of its chunks that are resident, decoded.
+    pub resident_bytes: u64,
+}
+
+/// One column of an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ColumnInfo {
+    /// Name.
+    pub name: String,
+    /// Arrow type, in Arrow's notation.
+    pub data_type: String,
+    /// Whether it may hold NULL.
+    pub nullable: bool,
+    /// Compressed bytes in the file, all row groups.
+    pub compressed_bytes: u64,
+    /// Row groups whose chunk is resident.
+    pub resident_chunks: u64,
+    /// Decoded bytes resident.
+    pub resident_bytes: u64,
+}
+
+/// One row group of an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowGroupInfo {
+    /// Rows.
+    pub rows: u64,
+    /// Compressed bytes in the file.
+    pub compressed_bytes: u64,
+    /// Uncompressed bytes, as the file states them.
+    pub uncompressed_bytes: u64,
+    /// Hash slot.
+    pub slot: u16,
+    /// Column chunks resident.
+    pub resident_chunks: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn names_are_unique() {
+        let names: std::collections::HashSet<_> = super::ALL.iter().map(|(name, _)| name).collect();
+        assert_eq!(names.len(), super::ALL.len());
+    }
+}

@@ -1,0 +1,34 @@
+//! The vocabulary that Flightcache's servers and clients share. No I/O happens here.
+//!
+//! ```text
+//!  ScanRequest --plan--> Ticket (scan | share) --DoGet--> batches + ScanStats
+//!      |                    |
+//!      url                  slot --SlotMap--> owner
+//! ```
+//!
+//! Reading order: [`scan`] (what a user asks), [`object`] and [`slot`] (what it means), [`slot_map`] (who owns it),
+//! [`ticket`] (what travels), [`action`] (the rest of the protocol), [`error`] (how things fail).
+
+pub mod action;
+pub mod error;
+pub mod object;
+pub mod scan;
+pub mod slot;
+pub mod slot_map;
+pub mod ticket;
+
+pub use error::{Error, ErrorKind, Result};
+pub use object::{ObjectId, Version};
+pub use scan::{Populate, ScanRequest, ScanStats};
+pub use slot::{Part, SLOT_COUNT, Slot};
+pub use slot_map::{Node, SlotMap};
+pub use ticket::{ObjectShare, Share, Ticket};
+
+/// Serialized `FileDescriptorSet` of Arrow Flight and `flightcache.v1`, for gRPC server reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// Generated protobuf messages.
+pub(crate) mod pb {
+    #![allow(clippy::pedantic, unreachable_pub)]
+    include!(concat!(env!("OUT_DIR"), "/flightcache.v1.rs"));
+}
