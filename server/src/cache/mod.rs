@@ -1,0 +1,39 @@
+//! A byte-capacity cache with single flight. Knows neither object stores nor Parquet.
+//!
+//! ```text
+//!             lookup(key)                      permit.complete(value)
+//!  request ------------------> Partition <--------------------------- load task
+//!            Hit | Wait | Lead  probation, protected LRU, in-flight records
+//!                                   |  all partitions, one
+//!                                 Budget: resident + in-flight + streaming bytes
+//! ```
+//!
+//! - **Order.** Segmented LRU (Karedla, Love, Wherry: *Caching Strategies to Improve Disk System Performance*, 1994). A new
+//!   entry is on probation; use by a second request protects it; the protected hold a share of the capacity, the least
+//!   recently used of them fall back to probation. Victims come from probation first. So one large scan flushes probation
+//!   only. A protected share of 0 makes it plain LRU.
+//! - **One budget.** Every use stamps an entry with a tick of one clock. A victim is taken from the partition whose oldest
+//!   tick is the smallest, which makes the order global, and lets a hot partition take space from a cold one. Ticks are read
+//!   without locks: a victim may be younger than the globally oldest entry only by uses that happened between reading the
+//!   ticks and locking the partition. With one thread the order is exact.
+//! - **Locks.** Each partition has one mutex, the budget has one. A partition's is never taken while another partition's or
+//!   the budget's is held; the budget's is taken last. None is held across an await, and no caller's code runs under one,
+//!   except predicates of [`Cache::remove_if`] and [`Cache::for_each_resident`].
+//! - **Cancel, error, panic.** A load runs in a task of its own that only those who wait for it keep alive. When the last
+//!   one leaves it is aborted. A permit that is dropped for whatever reason removes its record, and whoever still waits
+//!   learns that the load was abandoned.
+//!
+//! Reading order: [`budget`], [`entry`], [`partition`], [`cache`], [`flight`], [`weight`].
+
+mod budget;
+mod cache;
+mod entry;
+mod flight;
+mod partition;
+mod weight;
+
+pub use budget::{Budget, Reservation, ReserveError, Usage};
+pub use cache::{Cache, CacheConfig, CacheKey, CacheStats, Lookup};
+pub use entry::{Entry, Pinned};
+pub use flight::{Flight, FlightError, LoadGroup, Permit};
+pub use weight::{buffers_weight, compact};

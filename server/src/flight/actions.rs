@@ -1,0 +1,52 @@
+//! DoAction: JSON in, JSON out.
+
+use std::sync::Arc;
+
+use arrow_flight::Result as ActionResult;
+use flightcache_proto::action::{self, SetCapacity, UrlRequest};
+use flightcache_proto::{Error, Result, ScanRequest};
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::scan::Engine;
+
+/// Answers one action.
+pub(super) async fn run(engine: &Arc<Engine>, name: &str, body: &[u8]) -> Result<BoxStream<'static, Result<ActionResult>>> {
+    let results = match name {
+        action::STATS => vec![to_result(&engine.stats())],
+        action::SLOT_MAP => vec![to_result(engine.slot_map())],
+        action::INFO => {
+            let request: UrlRequest = parse(name, body)?;
+            engine.info(&request.url).await?.iter().map(to_result).collect()
+        }
+        action::EVICT => {
+            let request: UrlRequest = parse(name, body)?;
+            let evicted = engine.evict(&request.url)?;
+            tracing::info!(url = request.url, chunks = evicted.chunks, bytes = evicted.bytes, footers = evicted.footers, "evict");
+            vec![to_result(&evicted)]
+        }
+        action::SET_CAPACITY => {
+            let request: SetCapacity = parse(name, body)?;
+            engine.set_capacity(request.capacity_bytes);
+            tracing::info!(capacity_bytes = request.capacity_bytes, "set_capacity");
+            vec![to_result(&engine.stats())]
+        }
+        action::WARM => {
+            let request = ScanRequest::parse(body)?;
+            return Ok(engine.warm(request).map(|progress| progress.and_then(|progress| to_result(&progress))).boxed());
+        }
+        _ => return Err(Error::invalid(format!("unknown action {name:?}; there are {}", action::ALL.map(|(name, _)| name).join(", ")))),
+    };
+    Ok(futures::stream::iter(results).boxed())
+}
+
+fn parse<T: DeserializeOwned>(name: &str, body: &[u8]) -> Result<T> {
+    serde_json::from_slice(body).map_err(|e| Error::invalid(format!("{name}: its body is not the JSON it takes: {e}")))
+}
+
+fn to_result(answer: &impl Serialize) -> Result<ActionResult> {
+    let body = serde_json::to_vec(answer).map_err(|e| Error::internal(e.to_string()))?;
+    Ok(ActionResult { body: body.into() })
+}

@@ -1,0 +1,246 @@
+//! Decoding column chunks: whole, for the cache; in bands of rows, for what cannot fit.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray as _, RecordBatch, new_empty_array};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, Fields};
+use bytes::Bytes;
+use flightcache_proto::{Error, ErrorKind, Result};
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::array_reader::RowGroups;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
+use parquet::arrow::parquet_to_arrow_field_levels;
+use parquet::column::page::{PageIterator, PageReader};
+use parquet::errors::{ParquetError, Result as ParquetResult};
+use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
+use parquet::file::reader::{ChunkReader, Length, SerializedPageReader};
+
+use super::chunk::{Chunk, SLICE_ROWS};
+use super::footer::{Footer, is_dictionary_encoded, is_string, parquet_error};
+use crate::cache::compact;
+use crate::object::Segments;
+
+/// Arrays are kept below this, so that 32-bit offsets do not overflow.
+const MAX_PIECE_BYTES: u64 = 1 << 30;
+/// Strings with at most this many distinct values, each used four times or more on average, rest as dictionaries.
+const MAX_DICTIONARY_VALUES: usize = 65_536;
+
+/// The fetched bytes of an object, as the Parquet reader wants them.
+#[derive(Clone)]
+struct Bytewise {
+    segments: Segments,
+    size: u64,
+}
+
+impl Length for Bytewise {
+    fn len(&self) -> u64 {
+        self.size
+    }
+}
+
+impl ChunkReader for Bytewise {
+    type T = bytes::buf::Reader<Bytes>;
+
+    fn get_read(&self, start: u64) -> ParquetResult<Self::T> {
+        // Pages are read through `get_bytes`; this serves page headers, which are short.
+        let tail = self.segments.tail(start).ok_or_else(|| outside(start))?;
+        const HEADER_WINDOW: u64 = 64 << 10;
+        if (tail.len() as u64) < HEADER_WINDOW {
+            if let Some(joined) = (tail.len() as u64 + 1..=HEADER_WINDOW).rev().step_by(4 << 10).find_map(|len| self.segments.get(start..start + len)) {
+                return Ok(bytes::Buf::reader(joined));
+            }
+        }
+        Ok(bytes::Buf::reader(tail))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<Bytes> {
+        let end = start.checked_add(length as u64).ok_or_else(|| outside(start))?;
+        self.segments.get(start..end).ok_or_else(|| outside(start))
+    }
+}
+
+fn outside(start: u64) -> ParquetError {
+    ParquetError::EOF(format!("a page at byte {start} reaches beyond its column chunk"))
+}
+
+/// One row group over fetched bytes.
+struct InMemoryRowGroup {
+    metadata: Arc<ParquetMetaData>,
+    row_group: usize,
+    bytes: Arc<Bytewise>,
+}
+
+struct OnePage(Option<ParquetResult<Box<dyn PageReader>>>);
+
+impl Iterator for OnePage {
+    type Item = ParquetResult<Box<dyn PageReader>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.take()
+    }
+}
+
+impl PageIterator for OnePage {}
+
+impl RowGroups for InMemoryRowGroup {
+    fn num_rows(&self) -> usize {
+        self.metadata.row_group(self.row_group).num_rows() as usize
+    }
+
+    fn column_chunks(&self, leaf: usize) -> ParquetResult<Box<dyn PageIterator>> {
+        let chunk = self.metadata.row_group(self.row_group).column(leaf);
+        let reader = SerializedPageReader::new(Arc::clone(&self.bytes), chunk, self.num_rows(), None)?;
+        Ok(Box::new(OnePage(Some(Ok(Box::new(reader))))))
+    }
+
+    fn row_groups(&self) -> Box<dyn Iterator<Item = &RowGroupMetaData> + '_> {
+        Box::new(std::iter::once(self.metadata.row_group(self.row_group)))
+    }
+
+    fn metadata(&self) -> &ParquetMetaData {
+        &self.metadata
+    }
+}
+
+/// A reader of some root columns of one row group, `batch_rows` rows at a time.
+fn reader(footer: &Footer, row_group: u32, mask: ProjectionMask, fields: &Fields, segments: &Segments, batch_rows: usize) -> ParquetResult<ParquetRecordBatchReader> {
+    let descr = footer.metadata.file_metadata().schema_descr();
+    let levels = parquet_to_arrow_field_levels(descr, mask, Some(fields))?;
+    let group = InMemoryRowGroup {
+        metadata: Arc::clone(&footer.metadata),
+        row_group: row_group as usize,
+        bytes: Arc::new(Bytewise { segments: segments.clone(), size: footer.size }),
+    };
+    ParquetRecordBatchReader::try_new_with_row_groups(&levels, &group, batch_rows, None)
+}
+
+/// Decodes root column `column` of a row group from its bytes, in one go: sizes are right only then.
+///
+/// CPU-bound; run it off the async threads. Strings whose pages are all dictionary-encoded and whose values repeat stay
+/// dictionaries. The result owns right-sized buffers.
+pub fn decode_chunk(footer: &Footer, row_group: u32, column: usize, segments: &Segments) -> Result<Chunk> {
+    let url = footer.object.url();
+    let field = footer.schema.field(column);
+    let what = || format!("row group {row_group}, column {:?}", field.name());
+    let rows = footer.row_group_rows(row_group);
+    if rows == 0 {
+        return Ok(Chunk::new(vec![new_empty_array(field.data_type())], SLICE_ROWS));
+    }
+    let group = footer.metadata.row_group(row_group as usize);
+    let dictionary = is_string(field.data_type()) && footer.leaves(column).all(|leaf| is_dictionary_encoded(group.column(leaf)));
+    let fields = hint(footer, column, dictionary);
+    let estimate = footer.decoded_bytes_estimate(row_group, column).max(1);
+    let piece_rows = match estimate.div_ceil(MAX_PIECE_BYTES) {
+        1 => rows.next_multiple_of(SLICE_ROWS),
+        pieces => (rows / pieces as usize).max(1).next_multiple_of(SLICE_ROWS),
+    };
+    let mut pieces = Vec::new();
+    let mut piece_rows = piece_rows;
+    loop {
+        let reader = reader(footer, row_group, footer.mask(column), &fields, segments, piece_rows);
+        let read = reader.map_err(|e| parquet_error(url, &what(), &e)).and_then(|reader| {
+            reader.map(|batch| batch.map_err(|e| arrow_error(url, &what(), &e))).collect::<Result<Vec<_>>>()
+        });
+        match read {
+            Ok(batches) => {
+                for batch in batches {
+                    if batch.num_columns() != 1 {
+                        return Err(Error::new(ErrorKind::Unsupported, format!("{url} {}: no Arrow type", what())));
+                    }
+                    // Out of the batch, so that nothing else holds the array and it can be shrunk in place.
+                    let (_, mut columns, _) = batch.into_parts();
+                    pieces.extend(columns.pop().map(|array| settle(array, field.data_type())).transpose()?);
+                }
+                break;
+            }
+            // Dictionaries can unfold beyond what 32-bit offsets address; the error says so and smaller pieces help.
+            Err(error) if error.message.contains("overflow") && piece_rows > SLICE_ROWS => {
+                piece_rows = (piece_rows / 4).next_multiple_of(SLICE_ROWS);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let chunk = Chunk::new(pieces, piece_rows);
+    let short = chunk.pieces().iter().rev().skip(1).any(|piece| piece.len() != piece_rows);
+    if chunk.rows() != rows || short {
+        let message = format!("{url} {}: {} rows decoded, the footer states {rows}", what(), chunk.rows());
+        return Err(Error::new(ErrorKind::Corrupt, message));
+    }
+    Ok(chunk)
+}
+
+/// The schema the reader is asked for: the announced one, with a dictionary for `column` if wanted.
+fn hint(footer: &Footer, column: usize, dictionary: bool) -> Fields {
+    if !dictionary {
+        return footer.schema.fields().clone();
+    }
+    let values = match footer.schema.field(column).data_type() {
+        DataType::LargeUtf8 => DataType::LargeUtf8,
+        _ => DataType::Utf8,
+    };
+    let data_type = DataType::Dictionary(Box::new(DataType::Int32), Box::new(values));
+    footer
+        .schema
+        .fields()
+        .iter()
+        .enumerate()
+        .map(|(index, field)| match index == column {
+            true => Arc::new(Field::new(field.name(), data_type.clone(), field.is_nullable())),
+            false => Arc::clone(field),
+        })
+        .collect()
+}
+
+/// How an array rests in the cache: a dictionary that does not repeat is unfolded; buffers are right-sized.
+fn settle(array: ArrayRef, announced: &DataType) -> Result<ArrayRef> {
+    let array = match array.as_any_dictionary_opt() {
+        Some(dictionary) => {
+            let values = dictionary.values().len();
+            if values <= MAX_DICTIONARY_VALUES && values.saturating_mul(4) <= array.len() {
+                array
+            } else {
+                cast(&array, announced).map_err(|e| Error::new(ErrorKind::Corrupt, format!("dictionary: {e}")))?
+            }
+        }
+        None if array.data_type() != announced => {
+            cast(&array, announced).map_err(|e| Error::new(ErrorKind::Unsupported, format!("type: {e}")))?
+        }
+        None => array,
+    };
+    Ok(compact(array))
+}
+
+/// The rows of some root columns, [`SLICE_ROWS`] at a time.
+pub struct Bands {
+    reader: ParquetRecordBatchReader,
+    url: String,
+}
+
+/// Decodes root columns of a row group band by band: memory stays at the fetched bytes plus one band.
+///
+/// The batches hold the columns in file order.
+pub fn decode_bands(footer: &Footer, row_group: u32, columns: &[usize], segments: &Segments) -> Result<Bands> {
+    let url = footer.object.url().to_owned();
+    let mask = ProjectionMask::leaves(footer.metadata.file_metadata().schema_descr(), columns.iter().flat_map(|&column| footer.leaves(column)));
+    let reader = reader(footer, row_group, mask, footer.schema.fields(), segments, SLICE_ROWS).map_err(|e| parquet_error(&url, "row group", &e))?;
+    Ok(Bands { reader, url })
+}
+
+impl Iterator for Bands {
+    type Item = Result<RecordBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        Some(self.reader.next()?.map_err(|e| arrow_error(&self.url, "row group", &e)))
+    }
+}
+
+fn arrow_error(url: &str, what: &str, error: &arrow::error::ArrowError) -> Error {
+    let text = error.to_string();
+    let kind = if text.contains("not yet implemented") || text.contains("NYI") || text.contains("not supported") {
+        ErrorKind::Unsupported
+    } else {
+        ErrorKind::Corrupt
+    };
+    Error::new(kind, format!("{url} {what}: {text}"))
+}

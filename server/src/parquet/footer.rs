@@ -1,0 +1,245 @@
+//! A file's metadata, parsed once: the footer, the page index, the announced schema.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, SchemaRef};
+use bytes::Bytes;
+use flightcache_proto::{Error, ErrorKind, ObjectId, Result, Version};
+use parquet::DecodeResult;
+use parquet::arrow::{ProjectionMask, parquet_to_arrow_schema};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataPushDecoder};
+
+use super::schema::announced_schema;
+use crate::admin::ScanMeter;
+use crate::object::{FetchLimits, ObjectRef, Suffix};
+
+/// Metadata larger than this is refused.
+const MAX_METADATA_BYTES: u64 = 256 << 20;
+
+/// One version of one object: what its footer says.
+pub struct Footer {
+    /// The object.
+    pub object: ObjectRef,
+    /// The object and its version; `None` when the store gives none, and nothing of it may be cached.
+    pub id: Option<Arc<ObjectId>>,
+    /// Size of the object, in bytes.
+    pub size: u64,
+    /// Row groups, column chunks, page index.
+    pub metadata: Arc<ParquetMetaData>,
+    /// The schema it is announced with, one field a root column.
+    pub schema: SchemaRef,
+    /// Whether the file's own embedded Arrow schema was usable.
+    leaves: Vec<Range<usize>>,
+    /// Bytes from the start of the metadata to the end of the object: what a suffix read has to cover.
+    pub tail_bytes: u64,
+}
+
+/// What a read of the footer gave.
+pub(super) enum FooterRead {
+    NotModified,
+    Read(Box<Footer>),
+}
+
+impl Footer {
+    /// The version, if the object has one.
+    pub fn version(&self) -> Option<&Version> {
+        self.id.as_ref().map(|id| &id.version)
+    }
+
+    /// The leaf columns of root column `column`.
+    pub fn leaves(&self, column: usize) -> Range<usize> {
+        self.leaves[column].clone()
+    }
+
+    /// Rows of row group `index`.
+    pub fn row_group_rows(&self, index: u32) -> usize {
+        self.metadata.row_group(index as usize).num_rows() as usize
+    }
+
+    /// The byte ranges of root column `column` in row group `row_group`.
+    pub fn chunk_ranges(&self, row_group: u32, column: usize) -> impl Iterator<Item = Range<u64>> + '_ {
+        let group = self.metadata.row_group(row_group as usize);
+        self.leaves(column).map(move |leaf| {
+            let (start, len) = group.column(leaf).byte_range();
+            start..start + len
+        })
+    }
+
+    /// Compressed bytes of root column `column` in row group `row_group`.
+    pub fn compressed_bytes(&self, row_group: u32, column: usize) -> u64 {
+        self.chunk_ranges(row_group, column).map(|range| range.end - range.start).sum()
+    }
+
+    /// An estimate of the decoded size of a chunk, in bytes, on the high side for what the metadata can tell.
+    pub fn decoded_bytes_estimate(&self, row_group: u32, column: usize) -> u64 {
+        let group = self.metadata.row_group(row_group as usize);
+        self.leaves(column)
+            .map(|leaf| {
+                let chunk = group.column(leaf);
+                let values = u64::try_from(chunk.num_values()).unwrap_or(0);
+                let width = match chunk.column_descr().physical_type() {
+                    parquet::basic::Type::BOOLEAN => 1,
+                    parquet::basic::Type::INT32 | parquet::basic::Type::FLOAT => 4,
+                    parquet::basic::Type::INT64 | parquet::basic::Type::DOUBLE | parquet::basic::Type::INT96 => 8,
+                    parquet::basic::Type::FIXED_LEN_BYTE_ARRAY => u64::try_from(chunk.column_descr().type_length()).unwrap_or(16).max(16),
+                    parquet::basic::Type::BYTE_ARRAY => 8,
+                };
+                let stated = chunk.unencoded_byte_array_data_bytes().and_then(|bytes| u64::try_from(bytes).ok());
+                let text = match chunk.column_descr().physical_type() {
+                    parquet::basic::Type::BYTE_ARRAY if is_dictionary_encoded(chunk) => chunk.uncompressed_size().unsigned_abs(),
+                    parquet::basic::Type::BYTE_ARRAY => stated.unwrap_or(chunk.uncompressed_size().unsigned_abs().saturating_mul(2)),
+                    _ => 0,
+                };
+                // Values, their offsets for nested columns, validity.
+                values.saturating_mul(width + u64::from(chunk.column_descr().max_rep_level() > 0) * 4).saturating_add(text + values / 8)
+            })
+            .fold(64, u64::saturating_add)
+    }
+
+    /// Bytes this footer holds in memory.
+    pub fn weight_bytes(&self) -> usize {
+        // Arrow fields are a few hundred bytes each: name, type, metadata, reference counts.
+        self.metadata.memory_size() + self.schema.flattened_fields().len() * 256 + self.object.url().len() + 512
+    }
+
+    /// Reads the footer of the current version, unless that is `known`: one suffix read of `hint_bytes`, more when it is longer.
+    pub(super) async fn read(
+        object: &ObjectRef,
+        known: Option<&Version>,
+        hint_bytes: u64,
+        limits: &FetchLimits,
+        meter: &ScanMeter,
+    ) -> Result<FooterRead> {
+        let (bytes, size, version) = match object.suffix(hint_bytes, known, limits, meter).await? {
+            Suffix::NotModified => return Ok(FooterRead::NotModified),
+            Suffix::Read { bytes, size, version } => (bytes, size, version),
+        };
+        let corrupt = |error: ParquetError| parquet_error(object.url(), "footer", &error);
+        let mut pieces = vec![(size.saturating_sub(bytes.len() as u64), bytes)];
+        let mut policy = PageIndexPolicy::Optional;
+        // Three asks at most: the footer's length, the footer, the page index; one more when the page index is unusable.
+        for _ in 0..5 {
+            let parse_pieces = pieces.clone();
+            let parsed = tokio::task::spawn_blocking(move || parse(size, &parse_pieces, policy)).await;
+            let missing = match parsed {
+                Ok(Ok(DecodeResult::Data(metadata))) => {
+                    let tail_bytes = pieces.iter().map(|(start, _)| size - start).max().unwrap_or(0);
+                    return Self::new(object, version, size, metadata, tail_bytes).map(Box::new).map(FooterRead::Read);
+                }
+                Ok(Ok(DecodeResult::NeedsData(ranges))) => ranges,
+                Ok(Ok(DecodeResult::Finished)) => return Err(Error::internal(format!("{}: footer decoder ended early", object.url()))),
+                // Files with a broken page index are read without it.
+                Ok(Err(_)) if policy == PageIndexPolicy::Optional && pieces.len() > 1 || matches!(&parsed, Ok(Err(_)) if policy == PageIndexPolicy::Optional) => {
+                    policy = PageIndexPolicy::Skip;
+                    continue;
+                }
+                Ok(Err(error)) => return Err(corrupt(error)),
+                Err(panic) => return Err(decoder_panic(object.url(), "footer", panic)),
+            };
+            let wanted: u64 = missing.iter().map(|range| range.end.saturating_sub(range.start)).sum();
+            if wanted > MAX_METADATA_BYTES {
+                let message = format!("{}: {wanted} bytes of metadata, the bound is {MAX_METADATA_BYTES}", object.url());
+                return Err(Error::new(ErrorKind::ResourceExhausted, message));
+            }
+            if missing.iter().any(|range| range.end > size || range.start >= range.end) {
+                return Err(Error::new(ErrorKind::Corrupt, format!("{}: the footer points outside the file", object.url())));
+            }
+            let segments = object.ranges(version.as_ref(), &missing, limits, meter).await?;
+            for range in missing {
+                let bytes = segments.get(range.clone()).ok_or_else(|| Error::internal("a fetched range is missing"))?;
+                pieces.push((range.start, bytes));
+            }
+        }
+        Err(Error::new(ErrorKind::Corrupt, format!("{}: the footer cannot be assembled", object.url())))
+    }
+
+    fn new(object: &ObjectRef, version: Option<Version>, size: u64, metadata: ParquetMetaData, tail_bytes: u64) -> Result<Self> {
+        let file = metadata.file_metadata();
+        let schema = parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata())
+            // An embedded Arrow schema that does not fit the file is only a hint.
+            .or_else(|_| parquet_to_arrow_schema(file.schema_descr(), None))
+            .map_err(|error| parquet_error(object.url(), "schema", &error))?;
+        let schema = Arc::new(announced_schema(&schema));
+        let descr = file.schema_descr();
+        let mut leaves = vec![0..0; descr.root_schema().get_fields().len()];
+        for leaf in 0..descr.num_columns() {
+            let range = &mut leaves[descr.get_column_root_idx(leaf)];
+            *range = if range.is_empty() { leaf..leaf + 1 } else { range.start..leaf + 1 };
+        }
+        if leaves.len() != schema.fields().len() {
+            return Err(Error::new(ErrorKind::Unsupported, format!("{}: some columns have no Arrow type", object.url())));
+        }
+        check(&metadata, size, object.url())?;
+        let id = version.map(|version| Arc::new(ObjectId { url: object.shared_url(), version }));
+        Ok(Self { object: object.clone(), id, size, metadata: Arc::new(metadata), schema, leaves, tail_bytes })
+    }
+
+    /// The projection mask of one root column.
+    pub(super) fn mask(&self, column: usize) -> ProjectionMask {
+        ProjectionMask::leaves(self.metadata.file_metadata().schema_descr(), self.leaves(column))
+    }
+}
+
+/// Whether every data page of a chunk is dictionary-encoded.
+pub(super) fn is_dictionary_encoded(chunk: &parquet::file::metadata::ColumnChunkMetaData) -> bool {
+    use parquet::basic::Encoding::{PLAIN_DICTIONARY, RLE_DICTIONARY};
+    chunk.dictionary_page_offset().is_some()
+        && chunk.page_encoding_stats_mask().is_some_and(|mask| mask.is_only(PLAIN_DICTIONARY) || mask.is_only(RLE_DICTIONARY))
+}
+
+/// Whether a type holds strings that may rest as dictionaries in the cache.
+pub(super) fn is_string(data_type: &DataType) -> bool {
+    matches!(data_type, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
+}
+
+fn parse(size: u64, pieces: &[(u64, Bytes)], policy: PageIndexPolicy) -> Result<DecodeResult<ParquetMetaData>, ParquetError> {
+    let mut decoder = ParquetMetaDataPushDecoder::try_new(size)?.with_page_index_policy(policy);
+    for (start, bytes) in pieces {
+        decoder.push_range(*start..*start + bytes.len() as u64, bytes.clone())?;
+    }
+    decoder.try_decode()
+}
+
+/// What later code relies on: sizes and ranges that are possible.
+fn check(metadata: &ParquetMetaData, size: u64, url: &str) -> Result<()> {
+    let corrupt = |what: String| Err(Error::new(ErrorKind::Corrupt, format!("{url}: {what}")));
+    let columns = metadata.file_metadata().schema_descr().num_columns();
+    for (index, group) in metadata.row_groups().iter().enumerate() {
+        if group.num_rows() < 0 || group.num_rows() > i64::from(u32::MAX) {
+            return corrupt(format!("row group {index} states {} rows", group.num_rows()));
+        }
+        if group.num_columns() != columns {
+            return corrupt(format!("row group {index} has {} of {columns} columns", group.num_columns()));
+        }
+        for chunk in group.columns() {
+            let start = chunk.dictionary_page_offset().filter(|offset| *offset > 0).unwrap_or(chunk.data_page_offset());
+            let end = start.checked_add(chunk.compressed_size());
+            let inside = start >= 0 && chunk.compressed_size() >= 0 && end.is_some_and(|end| end.unsigned_abs() <= size);
+            if !inside || chunk.num_values() < 0 || chunk.uncompressed_size() < 0 {
+                return corrupt(format!("row group {index}, column {}: pages outside the file", chunk.column_path()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The typed error of a failure to read Parquet.
+pub(super) fn parquet_error(url: &str, what: &str, error: &ParquetError) -> Error {
+    let kind = match error {
+        ParquetError::NYI(_) => ErrorKind::Unsupported,
+        _ => ErrorKind::Corrupt,
+    };
+    Error::new(kind, format!("{url} {what}: {error}"))
+}
+
+/// The typed error of a decoder that panicked on a file.
+pub(crate) fn decoder_panic(url: &str, what: &str, error: tokio::task::JoinError) -> Error {
+    if error.is_cancelled() {
+        return Error::new(ErrorKind::Cancelled, format!("{url} {what}: cancelled"));
+    }
+    let panic = error.into_panic();
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    Error::new(ErrorKind::Corrupt, format!("{url} {what}: the decoder gave up: {}", text.unwrap_or("no reason given")))
+}

@@ -1,0 +1,188 @@
+//! Footers by URL: a byte-bounded cache of its own, revalidated as the source's freshness asks, read once whoever asks.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use flightcache_proto::{Error, Result, Version};
+use futures::FutureExt as _;
+use futures::future::{Shared, WeakShared};
+use lru::LruCache;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::footer::{Footer, FooterRead};
+use crate::admin::ScanMeter;
+use crate::object::{FetchLimits, Freshness, ObjectRef};
+
+/// First guess for the suffix read: the footers, page index included, of most files.
+const DEFAULT_HINT_BYTES: u64 = 64 << 10;
+/// The largest guess a remembered size may lead to.
+const MAX_HINT_BYTES: u64 = 4 << 20;
+
+type Read = Pin<Box<dyn Future<Output = Result<Arc<Footer>>> + Send>>;
+
+/// The footer cache.
+///
+/// `state` guards map operations only, never I/O. Reads under way are shared futures that only their callers hold: when the
+/// last caller leaves, the read stops.
+pub struct Footers {
+    state: Mutex<State>,
+    capacity_bytes: usize,
+    limits: FetchLimits,
+}
+
+struct State {
+    resident: LruCache<Arc<str>, Resident>,
+    resident_bytes: usize,
+    under_way: HashMap<Arc<str>, WeakShared<Read>>,
+    /// Bytes that suffix reads have to cover, by directory.
+    hints: LruCache<String, u64>,
+    /// Grows with every eviction on request, so that a read begun before it is not kept.
+    generation: u64,
+}
+
+#[derive(Clone)]
+struct Resident {
+    footer: Arc<Footer>,
+    /// When the request that last confirmed this version was sent.
+    confirmed_at: Instant,
+}
+
+impl Footers {
+    /// A cache of at most `capacity_bytes`.
+    pub fn new(capacity_bytes: usize, limits: FetchLimits) -> Arc<Self> {
+        let hints = LruCache::new(std::num::NonZeroUsize::new(4_096).unwrap_or(std::num::NonZeroUsize::MIN));
+        let state = State { resident: LruCache::unbounded(), resident_bytes: 0, under_way: HashMap::new(), hints, generation: 0 };
+        Arc::new(Self { state: Mutex::new(state), capacity_bytes, limits })
+    }
+
+    /// The footer of a version that the source's freshness lets us serve.
+    ///
+    /// `listed` is what a listing said, and when it was asked: it saves asking the store again.
+    pub async fn get(self: &Arc<Self>, object: &ObjectRef, listed: Option<(&Version, Instant)>, meter: &Arc<ScanMeter>) -> Result<Arc<Footer>> {
+        let freshness = object.source().freshness();
+        let arrived_at = Instant::now();
+        loop {
+            let (known, read) = {
+                let mut state = self.lock();
+                let known = state.resident.get_mut(object.url()).map(|resident| {
+                    if let Some((version, asked_at)) = listed {
+                        if resident.footer.version() == Some(version) {
+                            resident.confirmed_at = resident.confirmed_at.max(asked_at);
+                        }
+                    }
+                    resident.clone()
+                });
+                if let Some(resident) = &known {
+                    // A version confirmed after this request arrived is as fresh as can be asked for.
+                    if resident.confirmed_at >= arrived_at || freshness.covers(arrived_at.duration_since(resident.confirmed_at)) {
+                        return Ok(Arc::clone(&resident.footer));
+                    }
+                }
+                // Under `always` a read that began before this request may answer with what was true before it.
+                let join = freshness != Freshness::Always;
+                let read = join.then(|| state.under_way.get(object.url()).and_then(WeakShared::upgrade)).flatten();
+                let read = read.unwrap_or_else(|| {
+                    let read = self.start(object.clone(), known.as_ref().map(|known| Arc::clone(&known.footer)), state.generation, meter);
+                    state.under_way.retain(|_, read| read.upgrade().is_some());
+                    if let Some(weak) = read.downgrade() {
+                        state.under_way.insert(object.shared_url(), weak);
+                    }
+                    read
+                });
+                (known, read)
+            };
+            let footer = read.await?;
+            let fresh_enough = match freshness {
+                Freshness::Immutable | Freshness::Always => true,
+                // A joined read may have begun earlier than the bound allows; then ask again.
+                Freshness::Ttl(ttl) => ttl.is_zero() || known.is_none() || arrived_at.elapsed() <= ttl || self.is_fresh(object, arrived_at),
+            };
+            if fresh_enough {
+                return Ok(footer);
+            }
+        }
+    }
+
+    fn is_fresh(&self, object: &ObjectRef, arrived_at: Instant) -> bool {
+        let freshness = object.source().freshness();
+        let state = self.lock();
+        let resident = state.resident.peek(object.url());
+        resident.is_none_or(|resident| resident.confirmed_at >= arrived_at || freshness.covers(arrived_at.duration_since(resident.confirmed_at)))
+    }
+
+    fn start(self: &Arc<Self>, object: ObjectRef, known: Option<Arc<Footer>>, generation: u64, meter: &Arc<ScanMeter>) -> Shared<Read> {
+        let (this, meter) = (Arc::clone(self), Arc::clone(meter));
+        let task = AbortOnDropHandle::new(tokio::spawn(async move { this.read(object, known, generation, &meter).await }));
+        let read: Read = Box::pin(async move { task.await.unwrap_or_else(|e| Err(Error::internal(format!("footer read ended early: {e}")))) });
+        read.shared()
+    }
+
+    async fn read(&self, object: ObjectRef, known: Option<Arc<Footer>>, generation: u64, meter: &ScanMeter) -> Result<Arc<Footer>> {
+        let directory = object.url().rsplit_once('/').map_or("", |(directory, _)| directory).to_owned();
+        let hint_bytes = self.lock().hints.get(&directory).copied().unwrap_or(DEFAULT_HINT_BYTES);
+        let sent_at = Instant::now();
+        let version = known.as_ref().and_then(|known| known.version());
+        let footer = match (Footer::read(&object, version, hint_bytes, &self.limits, meter).await?, &known) {
+            (FooterRead::Read(footer), _) => Arc::from(footer),
+            (FooterRead::NotModified, Some(known)) => Arc::clone(known),
+            (FooterRead::NotModified, None) => return Err(Error::internal(format!("{}: not modified, though nothing was known", object.url()))),
+        };
+        let mut state = self.lock();
+        if footer.tail_bytes > hint_bytes {
+            state.hints.put(directory, footer.tail_bytes.next_multiple_of(4 << 10).min(MAX_HINT_BYTES));
+        }
+        let weight = footer.weight_bytes();
+        if footer.id.is_some() && state.generation == generation && weight <= self.capacity_bytes {
+            let newer = state.resident.peek(object.url()).is_some_and(|resident| resident.confirmed_at > sent_at);
+            if !newer {
+                state.resident_bytes += weight;
+                let resident = Resident { footer: Arc::clone(&footer), confirmed_at: sent_at };
+                if let Some((_, old)) = state.resident.push(object.shared_url(), resident) {
+                    state.resident_bytes -= old.footer.weight_bytes();
+                }
+            }
+            while state.resident_bytes > self.capacity_bytes {
+                let Some((_, old)) = state.resident.pop_lru() else { break };
+                state.resident_bytes -= old.footer.weight_bytes();
+            }
+        }
+        Ok(footer)
+    }
+
+    /// Forgets one object, so that its next use asks the store. Used when a read found it overwritten.
+    pub fn forget(&self, url: &str) {
+        self.forget_if(|candidate| candidate == url);
+    }
+
+    /// Forgets every object whose URL matches, and whatever reads under way bring. Returns how many were resident.
+    pub fn forget_if(&self, matches: impl Fn(&str) -> bool) -> u64 {
+        let mut state = self.lock();
+        state.generation += 1;
+        state.under_way.retain(|url, _| !matches(url));
+        let gone: Vec<_> = state.resident.iter().map(|(url, _)| Arc::clone(url)).filter(|url| matches(url)).collect();
+        for url in &gone {
+            if let Some(old) = state.resident.pop(url) {
+                state.resident_bytes -= old.footer.weight_bytes();
+            }
+        }
+        gone.len() as u64
+    }
+
+    /// All resident footers.
+    pub fn resident(&self) -> Vec<Arc<Footer>> {
+        self.lock().resident.iter().map(|(_, resident)| Arc::clone(&resident.footer)).collect()
+    }
+
+    /// Number and bytes of resident footers.
+    pub fn usage(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.resident.len(), state.resident_bytes)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,129 @@
+//! The one place where the rooms meet: plan, get or load, filter, assemble.
+//!
+//! ```text
+//!  ScanRequest --plan.rs--> ScanPlan --stream.rs--> row groups, ahead and in order
+//!                                        |
+//!                    row_group.rs: filter columns, decide, the rest --load.rs--> cache | store
+//!                                        |
+//!                                     batches  (rows.rs: the same for row numbers)
+//! ```
+
+mod key;
+mod load;
+mod manage;
+mod plan;
+mod predicate;
+mod row_group;
+mod rows;
+mod stream;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arrow::datatypes::Schema;
+use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
+use flightcache_proto::{Error, Result, SlotMap};
+use tokio::sync::Semaphore;
+
+pub use key::ChunkKey;
+pub use plan::ScanPlan;
+
+use self::load::LoadError;
+use self::plan::ColumnSource;
+use self::predicate::Planner;
+use crate::admin::{Metrics, ScanMeter};
+use crate::cache::{Cache, CacheConfig, Permit};
+use crate::object::{FetchLimits, Listings, Sources};
+use crate::parquet::{Chunk, Footers};
+use crate::settings::Settings;
+
+type Chunks = Cache<ChunkKey, Chunk, LoadError>;
+type ChunkPermit = Permit<ChunkKey, Chunk, LoadError>;
+
+/// Everything a server knows, apart from how it is reached.
+pub struct Engine {
+    sources: Sources,
+    listings: Listings,
+    footers: Arc<Footers>,
+    chunks: Arc<Chunks>,
+    limits: FetchLimits,
+    planner: Arc<Planner>,
+    /// Decoding and filtering take a permit each: as many at a time as there are cores.
+    cpu: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+    read_ahead_bytes: u64,
+    slot_map: SlotMap,
+    requests: AtomicU64,
+    started_at: std::time::Instant,
+}
+
+impl Engine {
+    /// An engine over `sources`, with an empty cache.
+    pub fn new(settings: &Settings, sources: Sources, metrics: Arc<Metrics>, slot_map: SlotMap) -> Arc<Self> {
+        let limits = FetchLimits::new(settings.store_requests, Arc::clone(&metrics));
+        let chunks = Cache::new(CacheConfig {
+            capacity_bytes: settings.capacity.as_u64(),
+            reserve_bytes: settings.reserve_bytes(),
+            partitions: settings.partitions,
+            protected_share: settings.protected_share,
+            reserve_timeout: settings.memory_wait,
+        });
+        Arc::new(Self {
+            sources,
+            listings: Listings::default(),
+            footers: Footers::new(settings.footer_capacity.as_u64() as usize, limits.clone()),
+            chunks,
+            limits,
+            planner: Arc::default(),
+            cpu: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(2, std::num::NonZero::get))),
+            metrics,
+            read_ahead_bytes: settings.read_ahead.as_u64(),
+            slot_map,
+            requests: AtomicU64::new(0),
+            started_at: std::time::Instant::now(),
+        })
+    }
+
+    /// The server's metrics.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Which node owns which slot.
+    pub fn slot_map(&self) -> &SlotMap {
+        &self.slot_map
+    }
+
+    fn next_request(&self) -> u64 {
+        self.requests.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn count_pruned(&self, row_groups: u64, meter: &ScanMeter) {
+        self.metrics.row_groups_pruned.inc_by(row_groups);
+        meter.row_groups_pruned.fetch_add(row_groups, Ordering::Relaxed);
+    }
+}
+
+fn file_column(source: &ColumnSource) -> Option<usize> {
+    match source {
+        ColumnSource::File(column) => Some(*column),
+        ColumnSource::Constant(_) => None,
+    }
+}
+
+/// A schema as an encapsulated IPC message's header.
+pub(crate) fn ipc_schema(schema: &Schema) -> Result<Vec<u8>> {
+    let mut tracker = DictionaryTracker::new(false);
+    let encoded = IpcDataGenerator::default().schema_to_bytes_with_dictionary_tracker(schema, &mut tracker, &IpcWriteOptions::default());
+    if encoded.ipc_message.is_empty() {
+        return Err(Error::internal("the schema cannot be encoded"));
+    }
+    Ok(encoded.ipc_message)
+}
+
+fn parse_ipc_schema(bytes: &[u8]) -> Result<Schema> {
+    let message = arrow::ipc::root_as_message(bytes).map_err(|e| Error::invalid(format!("ticket: its schema cannot be read: {e}")))?;
+    let schema = message.header_as_schema().ok_or_else(|| Error::invalid("ticket: its schema is none"))?;
+    // The converter trusts its input to name types it knows.
+    std::panic::catch_unwind(|| arrow::ipc::convert::fb_to_schema(schema)).map_err(|_| Error::invalid("ticket: its schema has unknown types"))
+}

@@ -1,0 +1,192 @@
+//! Getting column chunks: from the cache, from a load under way, or from the store.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use flightcache_proto::{Error, ErrorKind, Populate, Result};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+use super::{ChunkKey, ChunkPermit, Engine};
+use crate::admin::{ScanMeter, add_time};
+use crate::cache::{Flight, FlightError, LoadGroup, Lookup, Pinned, Reservation, ReserveError, buffers_weight};
+use crate::object::Segments;
+use crate::parquet::{Chunk, Footer, decode_chunk};
+
+/// Why a chunk could not be had.
+#[derive(Clone, Debug)]
+pub(crate) enum LoadError {
+    /// It is larger than memory may ever hold: read it in bands.
+    TooLarge,
+    /// Anything else.
+    Failed(Error),
+}
+
+/// A row group of an object version, and for whom it is read.
+#[derive(Clone)]
+pub(crate) struct RowGroupRef {
+    pub(crate) footer: Arc<Footer>,
+    pub(crate) row_group: u32,
+    pub(crate) request: u64,
+    pub(crate) populate: Populate,
+    pub(crate) meter: Arc<ScanMeter>,
+}
+
+enum Wanted {
+    Ready(Pinned<Chunk>),
+    Coming(Flight<Chunk, LoadError>),
+}
+
+impl RowGroupRef {
+    fn compressed_bytes(&self, columns: &[usize]) -> u64 {
+        columns.iter().map(|&column| self.footer.compressed_bytes(self.row_group, column)).sum()
+    }
+
+    /// Memory a load takes at its height: the compressed bytes, the arrays, and what they grow by while they are built.
+    fn load_bytes(&self, columns: &[usize]) -> u64 {
+        let decoded: u64 = columns.iter().map(|&column| self.footer.decoded_bytes_estimate(self.row_group, column)).sum();
+        self.compressed_bytes(columns).saturating_add(decoded).saturating_add(decoded / 4)
+    }
+
+    pub(crate) fn ranges(&self, columns: &[usize]) -> Vec<std::ops::Range<u64>> {
+        columns.iter().flat_map(|&column| self.footer.chunk_ranges(self.row_group, column)).collect()
+    }
+
+    pub(crate) fn error(&self, error: &ReserveError) -> Error {
+        let message = format!("{} row group {}: {error}", self.footer.object.url(), self.row_group);
+        Error::new(ErrorKind::ResourceExhausted, message)
+    }
+}
+
+impl Engine {
+    /// The chunks of file columns `columns`, in that order. What is missing is loaded together, by one task that goes on as
+    /// long as anybody waits for any of it.
+    ///
+    /// `reserved` is told once the memory for what this call loads is reserved, or at once if it loads nothing.
+    pub(crate) async fn chunks(self: &Arc<Self>, group: &RowGroupRef, columns: &[usize], reserved: oneshot::Sender<()>) -> Result<Vec<Pinned<Chunk>>, LoadError> {
+        let Some(object) = group.footer.id.clone() else {
+            return self.uncached(group, columns, reserved).await;
+        };
+        let load = LoadGroup::new();
+        let mut permits = Vec::new();
+        let mut wanted = Vec::with_capacity(columns.len());
+        for &column in columns {
+            let key = ChunkKey { object: Arc::clone(&object), row_group: group.row_group, column: column as u32 };
+            wanted.push(match self.chunks.lookup(&key, group.request, group.populate == Populate::Auto, &load) {
+                Lookup::Hit(chunk) => {
+                    group.meter.chunks_hit.fetch_add(1, Ordering::Relaxed);
+                    self.metrics.hit_bytes.inc_by(chunk.weight_bytes());
+                    Wanted::Ready(chunk)
+                }
+                Lookup::Wait(flight) => {
+                    group.meter.chunks_missed.fetch_add(1, Ordering::Relaxed);
+                    Wanted::Coming(flight)
+                }
+                Lookup::Lead(permit, flight) => {
+                    group.meter.chunks_missed.fetch_add(1, Ordering::Relaxed);
+                    permits.push(permit);
+                    Wanted::Coming(flight)
+                }
+            });
+        }
+        if permits.is_empty() {
+            drop(reserved);
+        } else {
+            load.spawn(Arc::clone(self).load(group.clone(), permits, reserved));
+        }
+        // From here on only the flights keep the load alive.
+        drop(load);
+        let mut chunks = Vec::with_capacity(wanted.len());
+        for wanted in wanted {
+            chunks.push(match wanted {
+                Wanted::Ready(chunk) => chunk,
+                Wanted::Coming(flight) => flight.wait().await.map_err(|error| match error {
+                    FlightError::Failed(error) => error,
+                    FlightError::Abandoned => {
+                        let message = format!("{} row group {}: the load ended without an answer", group.footer.object.url(), group.row_group);
+                        LoadError::Failed(Error::internal(message))
+                    }
+                })?,
+            });
+        }
+        Ok(chunks)
+    }
+
+    /// The task of one load: reserve, fetch, decode, hand over.
+    async fn load(self: Arc<Self>, group: RowGroupRef, permits: Vec<ChunkPermit>, reserved: oneshot::Sender<()>) {
+        let columns: Vec<usize> = permits.iter().map(|permit| permit.key().column as usize).collect();
+        let read = self.read(&group, &columns, reserved).await;
+        let (mut decoding, mut reservation) = match read {
+            Ok(read) => read,
+            Err(error) => return permits.into_iter().for_each(|permit| permit.fail(error.clone())),
+        };
+        let mut permits: Vec<Option<ChunkPermit>> = permits.into_iter().map(Some).collect();
+        while let Some(decoded) = decoding.join_next().await {
+            // A decoder that panicked was turned into an error inside its task; a join error is a shutdown, and dropping the
+            // permits tells who waits.
+            let Ok((at, decoded)) = decoded else { continue };
+            let Some(permit) = permits.get_mut(at).and_then(Option::take) else { continue };
+            match decoded {
+                Ok((chunk, weight)) => {
+                    self.metrics.miss_bytes.inc_by(weight);
+                    let share = reservation.split(group.load_bytes(&[columns[at]]));
+                    permit.complete(chunk, weight, share);
+                }
+                Err(error) => permit.fail(LoadError::Failed(error)),
+            }
+        }
+    }
+
+    /// Objects without a version: read, counted, never cached.
+    async fn uncached(self: &Arc<Self>, group: &RowGroupRef, columns: &[usize], reserved: oneshot::Sender<()>) -> Result<Vec<Pinned<Chunk>>, LoadError> {
+        group.meter.chunks_missed.fetch_add(columns.len() as u64, Ordering::Relaxed);
+        let (mut decoding, _reservation) = self.read(group, columns, reserved).await?;
+        let mut chunks: Vec<Option<Pinned<Chunk>>> = vec![None; columns.len()];
+        while let Some(decoded) = decoding.join_next().await {
+            let (at, decoded) = decoded.map_err(|e| LoadError::Failed(Error::internal(format!("decode: {e}"))))?;
+            let (chunk, weight) = decoded.map_err(LoadError::Failed)?;
+            chunks[at] = Some(self.chunks.detached(chunk, weight));
+        }
+        chunks.into_iter().map(|chunk| chunk.ok_or_else(|| LoadError::Failed(Error::internal("a column was not decoded")))).collect()
+    }
+
+    async fn read(self: &Arc<Self>, group: &RowGroupRef, columns: &[usize], reserved: oneshot::Sender<()>) -> Result<(JoinSet<Decoded>, Reservation), LoadError> {
+        let reservation = self.chunks.reserve(group.load_bytes(columns)).await.map_err(|error| match error {
+            ReserveError::TooLarge { .. } => LoadError::TooLarge,
+            ReserveError::TimedOut { .. } => LoadError::Failed(group.error(&error)),
+        })?;
+        // The receiver is gone when the scan is: then nobody needs to be told.
+        let _ = reserved.send(());
+        let footer = &group.footer;
+        let segments = footer.object.ranges(footer.version(), &group.ranges(columns), &self.limits, &group.meter).await.map_err(LoadError::Failed)?;
+        let mut decoding = JoinSet::new();
+        for (at, &column) in columns.iter().enumerate() {
+            decoding.spawn(Arc::clone(self).decode(at, group.clone(), column, segments.clone()));
+        }
+        Ok((decoding, reservation))
+    }
+
+    async fn decode(self: Arc<Self>, at: usize, group: RowGroupRef, column: usize, segments: Segments) -> Decoded {
+        let Ok(permit) = Arc::clone(&self.cpu).acquire_owned().await else {
+            return (at, Err(Error::internal("the decoders are shut down")));
+        };
+        let footer = Arc::clone(&group.footer);
+        let work = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let started = Instant::now();
+            let chunk = decode_chunk(&footer, group.row_group, column, &segments)?;
+            let weight = buffers_weight(chunk.pieces()) as u64 + CHUNK_OVERHEAD_BYTES;
+            add_time(&group.meter.decode_us, started.elapsed());
+            self.metrics.decode_seconds.observe(started.elapsed().as_secs_f64());
+            Ok((chunk, weight))
+        });
+        let url = group.footer.object.url();
+        (at, work.await.unwrap_or_else(|panic| Err(crate::parquet::decoder_panic(url, &format!("row group {}", group.row_group), panic))))
+    }
+}
+
+/// Keys, list links and array headers, roughly.
+const CHUNK_OVERHEAD_BYTES: u64 = 512;
+
+type Decoded = (usize, Result<(Chunk, u64)>);

@@ -1,0 +1,196 @@
+//! Looking at the cache and changing it: info, warm, evict, stats.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use flightcache_proto::action::{ColumnInfo, Evicted, ObjectInfo, RowGroupInfo, Stats, WarmProgress};
+use flightcache_proto::{Error, ObjectId, Part, Result, ScanRequest, Slot};
+use futures::{Stream, StreamExt as _};
+use tokio::sync::oneshot;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::load::{LoadError, RowGroupRef};
+use super::{Engine, file_column};
+use crate::admin::ScanMeter;
+use crate::object::Target;
+use crate::parquet::Footer;
+
+/// Row groups warmed at a time.
+const WARM_AT_A_TIME: usize = 4;
+
+/// Resident chunks of one object: bytes by row group and column.
+type ResidentChunks = HashMap<(u32, u32), u64>;
+
+impl Engine {
+    /// What is known of each object of a URL, and what of it is resident.
+    pub async fn info(self: &Arc<Self>, url: &str) -> Result<Vec<ObjectInfo>> {
+        let meter = Arc::new(ScanMeter::default());
+        let plan = self.plan(ScanRequest::new(url), None, &meter).await?;
+        let resident = self.resident();
+        let info = |footer: &Arc<Footer>| {
+            let chunks = footer.id.as_ref().and_then(|id| resident.get(id));
+            object_info(footer, chunks.unwrap_or(&HashMap::new()))
+        };
+        Ok(plan.objects.iter().map(|object| info(&object.footer)).collect())
+    }
+
+    /// Every object with resident chunks: its footer, if that is still resident, and bytes.
+    pub fn resident_objects(&self) -> Vec<(Arc<Footer>, u64)> {
+        let resident = self.resident();
+        let footers = self.footers.resident().into_iter();
+        let bytes = |footer: &Arc<Footer>| Some(resident.get(footer.id.as_ref()?)?.values().sum());
+        let mut objects: Vec<_> = footers.filter_map(|footer| bytes(&footer).map(|bytes| (footer, bytes))).collect();
+        objects.sort_by(|(a, _), (b, _)| a.object.url().cmp(b.object.url()));
+        objects
+    }
+
+    fn resident(&self) -> HashMap<Arc<ObjectId>, ResidentChunks> {
+        let mut objects: HashMap<_, ResidentChunks> = HashMap::new();
+        self.chunks.for_each_resident(|key, entry| {
+            objects.entry(Arc::clone(&key.object)).or_default().insert((key.row_group, key.column), entry.weight_bytes());
+        });
+        objects
+    }
+
+    /// Loads the columns of a scan (its filter's too, where statistics do not rule their row group out), telling after each
+    /// row group how far it is.
+    pub fn warm(self: &Arc<Self>, request: ScanRequest) -> impl Stream<Item = Result<WarmProgress>> + Send + use<> {
+        let engine = Arc::clone(self);
+        async_stream::try_stream! {
+            let meter = Arc::new(ScanMeter::default());
+            let plan = engine.plan(request, None, &meter).await?;
+            let id = engine.next_request();
+            let columns = plan.read_columns();
+            let loads: Vec<_> = plan.objects.iter().flat_map(|object| object.row_groups.iter().map(move |&group| (object, group))).map(|(object, group)| {
+                let files: Vec<usize> = columns.iter().filter_map(|&column| file_column(&object.columns[column])).collect();
+                let row_group = RowGroupRef { footer: Arc::clone(&object.footer), row_group: group, request: id, populate: plan.request.populate, meter: Arc::clone(&meter) };
+                (row_group, files)
+            }).collect();
+            let mut progress = WarmProgress { row_groups_total: loads.len() as u64, ..WarmProgress::default() };
+            yield progress;
+            let mut loads = futures::stream::iter(loads).map(|(group, files)| {
+                let engine = Arc::clone(&engine);
+                let load = async move {
+                    match engine.chunks(&group, &files, oneshot::channel().0).await {
+                        Ok(_) => Ok(()),
+                        Err(LoadError::TooLarge) => Err(group.error(&crate::cache::ReserveError::TooLarge { wanted: group.ranges(&files).iter().map(|r| r.end - r.start).sum(), limit: engine.chunks.budget().limit() })),
+                        Err(LoadError::Failed(error)) => Err(error),
+                    }
+                };
+                async move { AbortOnDropHandle::new(tokio::spawn(load)).await.unwrap_or_else(|e| Err(Error::internal(format!("warm: {e}")))) }
+            }).buffered(WARM_AT_A_TIME);
+            while let Some(loaded) = loads.next().await {
+                loaded?;
+                let stats = meter.snapshot();
+                progress.row_groups_done += 1;
+                progress.chunks_hit = stats.chunks_hit;
+                progress.chunks_missed = stats.chunks_missed;
+                progress.store_bytes = stats.store_bytes;
+                yield progress;
+            }
+        }
+    }
+
+    /// Forgets an object, a prefix or a glob: chunks, footers and listings. Loads under way keep their readers, but their
+    /// results do not stay.
+    pub fn evict(&self, url: &str) -> Result<Evicted> {
+        let target = self.sources.resolve(url)?;
+        let matches = |candidate: &str| match &target {
+            Target::Object(object) => candidate == object.url(),
+            Target::Many(pattern) => pattern.matches(candidate),
+        };
+        self.listings.clear();
+        let footers = self.footers.forget_if(matches);
+        let (chunks, bytes) = self.chunks.remove_if(|key| matches(&key.object.url));
+        Ok(Evicted { chunks, bytes, footers })
+    }
+
+    /// Changes the cache's capacity.
+    pub fn set_capacity(&self, capacity_bytes: u64) {
+        self.chunks.set_capacity(capacity_bytes);
+    }
+
+    /// Server-wide figures.
+    pub fn stats(&self) -> Stats {
+        let usage = self.chunks.budget().usage();
+        let cache = self.chunks.stats();
+        let (resident_footers, footer_bytes) = self.footers.usage();
+        Stats {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_s: self.started_at.elapsed().as_secs(),
+            capacity_bytes: self.chunks.budget().capacity(),
+            reserve_bytes: self.chunks.budget().reserve_bytes(),
+            resident_bytes: usage.resident,
+            in_flight_bytes: usage.in_flight,
+            streaming_bytes: usage.streaming,
+            resident_chunks: self.chunks.len() as u64,
+            resident_footers: resident_footers as u64,
+            footer_bytes: footer_bytes as u64,
+            chunks_hit: cache.hits,
+            chunks_missed: cache.misses,
+            chunks_joined: cache.joined,
+            evictions: cache.evictions,
+            store_requests: self.metrics.store_requests.get(),
+            store_bytes: self.metrics.store_bytes.get(),
+            served_bytes: self.metrics.served_bytes.get(),
+            scans: self.metrics.scan_seconds.get_sample_count() + u64::try_from(self.metrics.active_scans.get()).unwrap_or(0),
+        }
+    }
+
+    /// Brings the metrics that mirror the cache's own counts up to date.
+    pub fn publish_gauges(&self) {
+        let (stats, cache, metrics) = (self.stats(), self.chunks.stats(), &self.metrics);
+        let gauges = [
+            (&metrics.capacity_bytes, stats.capacity_bytes),
+            (&metrics.resident_bytes, stats.resident_bytes),
+            (&metrics.in_flight_bytes, stats.in_flight_bytes),
+            (&metrics.streaming_bytes, stats.streaming_bytes),
+            (&metrics.resident_chunks, stats.resident_chunks),
+            (&metrics.footer_bytes, stats.footer_bytes),
+            (&metrics.resident_footers, stats.resident_footers),
+        ];
+        gauges.into_iter().for_each(|(gauge, value)| gauge.set(value as i64));
+        let counters = [
+            (&metrics.chunk_hits, cache.hits),
+            (&metrics.chunk_misses, cache.misses),
+            (&metrics.chunk_joins, cache.joined),
+            (&metrics.evictions, cache.evictions),
+            (&metrics.rejections, cache.rejected),
+        ];
+        counters.into_iter().for_each(|(counter, value)| counter.inc_by(value.saturating_sub(counter.get())));
+    }
+}
+
+fn object_info(footer: &Footer, chunks: &ResidentChunks) -> ObjectInfo {
+    let groups = 0..footer.metadata.num_row_groups() as u32;
+    let column = |(index, field): (usize, &Arc<arrow::datatypes::Field>)| {
+        let of_column = || chunks.iter().filter(move |((_, column), _)| *column as usize == index);
+        ColumnInfo {
+            name: field.name().clone(),
+            data_type: field.data_type().to_string(),
+            nullable: field.is_nullable(),
+            compressed_bytes: groups.clone().map(|group| footer.compressed_bytes(group, index)).sum(),
+            resident_chunks: of_column().count() as u64,
+            resident_bytes: of_column().map(|(_, bytes)| bytes).sum(),
+        }
+    };
+    let row_groups = groups.clone().map(|group| {
+        let metadata = footer.metadata.row_group(group as usize);
+        RowGroupInfo {
+            rows: footer.row_group_rows(group) as u64,
+            compressed_bytes: metadata.compressed_size().unsigned_abs(),
+            uncompressed_bytes: metadata.total_byte_size().unsigned_abs(),
+            slot: Slot::of(footer.object.url(), Part::RowGroup(group)).get(),
+            resident_chunks: chunks.keys().filter(|(g, _)| *g == group).count() as u64,
+        }
+    });
+    ObjectInfo {
+        url: footer.object.url().to_owned(),
+        version: footer.version().map(ToString::to_string),
+        size_bytes: footer.size,
+        rows: groups.clone().map(|group| footer.row_group_rows(group) as u64).sum(),
+        columns: footer.schema.fields().iter().enumerate().map(column).collect(),
+        row_groups: row_groups.collect(),
+        resident_bytes: chunks.values().sum(),
+    }
+}

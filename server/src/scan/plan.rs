@@ -1,0 +1,363 @@
+//! Planning: which row groups of which object versions a scan reads, and the schema it answers with.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{Field, Schema, SchemaRef};
+use datafusion::common::ScalarValue;
+use flightcache_proto::{Error, ErrorKind, ObjectShare, Part, Result, ScanRequest, Share, Slot, Version};
+use futures::{StreamExt as _, TryStreamExt as _};
+use tokio::time::Instant;
+
+use super::Engine;
+use super::predicate::Predicate;
+use crate::admin::ScanMeter;
+use crate::object::{HiveColumns, ObjectRef, Target, hive_value};
+use crate::parquet::{Footer, prune_row_groups};
+
+/// Footers read at a time.
+const FOOTERS_AT_A_TIME: usize = 32;
+/// Row numbers one scan may name.
+const MAX_ROW_NUMBERS: usize = 1_000_000;
+
+/// Where a table column's values come from in one object.
+#[derive(Clone, Debug)]
+pub(crate) enum ColumnSource {
+    /// A root column of the file.
+    File(usize),
+    /// The same for all rows: a partition value, or NULL where the file lacks the column.
+    Constant(ScalarValue),
+}
+
+/// A scan, decided: everything but the data.
+pub struct ScanPlan {
+    /// What was asked.
+    pub request: ScanRequest,
+    /// The schema of the answer.
+    pub schema: SchemaRef,
+    /// All columns of the table.
+    pub(crate) table: SchemaRef,
+    /// The table columns of the answer, in order.
+    pub(crate) output: Vec<usize>,
+    pub(crate) predicate: Option<Arc<Predicate>>,
+    pub(crate) objects: Vec<ObjectPlan>,
+    /// The table's schema was given by a ticket or merged from several objects.
+    pub(crate) spans_objects: bool,
+}
+
+/// One object's part of a scan.
+#[derive(Clone)]
+pub(crate) struct ObjectPlan {
+    pub(crate) footer: Arc<Footer>,
+    /// By table column.
+    pub(crate) columns: Arc<Vec<ColumnSource>>,
+    pub(crate) row_groups: Vec<u32>,
+    /// Whether all of the object is read here, so that an overwrite can be followed.
+    pub(crate) whole: bool,
+}
+
+/// An object to plan: what a listing or a ticket said of it.
+struct Candidate {
+    object: ObjectRef,
+    listed: Option<(Version, Instant)>,
+    share: Option<ObjectShare>,
+}
+
+impl ScanPlan {
+    /// Rows the answer has, where no filter leaves it open.
+    pub fn exact_rows(&self) -> Option<u64> {
+        if let Some(rows) = &self.request.rows {
+            return self.predicate.is_none().then(|| (rows.len() as u64).min(self.request.limit.unwrap_or(u64::MAX)));
+        }
+        let rows: u64 = self.row_groups().map(|(object, group)| object.footer.row_group_rows(group) as u64).sum();
+        match (&self.predicate, rows) {
+            (None, rows) => Some(rows.min(self.request.limit.unwrap_or(u64::MAX))),
+            (Some(_), 0) => Some(0),
+            (Some(_), _) => None,
+        }
+    }
+
+    /// Estimate of the decoded bytes of the columns it returns, all of their rows.
+    pub fn estimated_bytes(&self) -> u64 {
+        self.row_groups().map(|(object, group)| self.decoded_bytes(object, group)).sum()
+    }
+
+    fn decoded_bytes(&self, object: &ObjectPlan, group: u32) -> u64 {
+        let file_columns = self.output.iter().filter_map(|&column| match object.columns[column] {
+            ColumnSource::File(column) => Some(column),
+            ColumnSource::Constant(_) => None,
+        });
+        file_columns.map(|column| object.footer.decoded_bytes_estimate(group, column)).sum()
+    }
+
+    fn row_groups(&self) -> impl Iterator<Item = (&ObjectPlan, u32)> {
+        self.objects.iter().flat_map(|object| object.row_groups.iter().map(move |&group| (object, group)))
+    }
+
+    /// Table columns that have to be read: the filter's and the answer's.
+    pub(crate) fn read_columns(&self) -> Vec<usize> {
+        let mut columns = self.output.clone();
+        columns.extend(self.predicate.iter().flat_map(|predicate| predicate.columns()));
+        columns.sort_unstable();
+        columns.dedup();
+        columns
+    }
+
+    /// Cuts the scan into shares of up to `target_bytes` decoded, at most `max_shares`, in order. Scans with a limit or row
+    /// numbers stay whole: only one reader can know when to stop, or keep the order.
+    pub fn shares(&self, epoch: u64, target_bytes: u64, max_shares: u64) -> Result<Vec<(Share, Slot)>> {
+        let target = target_bytes.max(self.estimated_bytes() / max_shares.max(1) + 1);
+        let is_whole = self.request.limit.is_some() || self.request.rows.is_some();
+        let schema = if self.spans_objects { Some(super::ipc_schema(&self.table)?) } else { None };
+        let new_share = |slot: Slot| (Share { scan: self.request.clone(), objects: Vec::new(), epoch, schema: schema.clone() }, slot);
+        let mut shares: Vec<(Share, Slot)> = Vec::new();
+        let mut filled = 0;
+        for (object, group) in self.row_groups() {
+            let url = object.footer.object.url();
+            if shares.is_empty() || (!is_whole && filled >= target) {
+                shares.push(new_share(Slot::of(url, Part::RowGroup(group))));
+                filled = 0;
+            }
+            filled += self.decoded_bytes(object, group).max(1);
+            let Some((share, _)) = shares.last_mut() else { continue };
+            match share.objects.last_mut() {
+                Some(part) if part.url == url => part.row_groups.get_or_insert_default().push(group),
+                _ => share.objects.push(object.share(vec![group])),
+            }
+        }
+        if shares.is_empty() {
+            // Nothing to read: one share still tells the schema.
+            if let Some(object) = self.objects.first() {
+                let (mut share, slot) = new_share(Slot::of(object.footer.object.url(), Part::Footer));
+                share.objects.push(object.share(Vec::new()));
+                shares.push((share, slot));
+            }
+        }
+        // What holds all of an object's row groups need not be tied to its version.
+        for part in shares.iter_mut().flat_map(|(share, _)| &mut share.objects) {
+            let object = self.objects.iter().find(|object| object.footer.object.url() == part.url);
+            if object.is_some_and(|object| object.whole && part.row_groups.as_ref() == Some(&object.row_groups)) {
+                part.row_groups = None;
+            }
+        }
+        Ok(shares)
+    }
+}
+
+impl ObjectPlan {
+    fn share(&self, row_groups: Vec<u32>) -> ObjectShare {
+        ObjectShare {
+            url: self.footer.object.url().to_owned(),
+            version: self.footer.version().map(ToString::to_string),
+            row_groups: Some(row_groups),
+        }
+    }
+}
+
+impl Engine {
+    /// Plans a scan, or one share of it.
+    pub async fn plan(self: &Arc<Self>, request: ScanRequest, share: Option<Share>, meter: &Arc<ScanMeter>) -> Result<ScanPlan> {
+        let started = std::time::Instant::now();
+        let given_schema = share.as_ref().and_then(|share| share.schema.as_deref()).map(super::parse_ipc_schema).transpose()?;
+        let candidates = match share {
+            Some(share) => self.from_share(share)?,
+            None => self.candidates(&request.url).await?,
+        };
+        let footers: Vec<(Arc<Footer>, Candidate)> = futures::stream::iter(candidates)
+            .map(|candidate| async move {
+                let listed = candidate.listed.as_ref().map(|(version, at)| (version, *at));
+                let footer = self.footers.get(&candidate.object, listed, meter).await?;
+                Ok::<_, Error>((footer, candidate))
+            })
+            .buffered(FOOTERS_AT_A_TIME)
+            .try_collect()
+            .await?;
+        let spans_objects = given_schema.is_some() || footers.len() > 1;
+        let table = match given_schema {
+            Some(schema) => Arc::new(schema),
+            None => Arc::new(table_schema(&footers)?),
+        };
+        let output = output_columns(&request, &table)?;
+        let schema = Arc::new(table.project(&output).map_err(|e| Error::internal(e.to_string()))?);
+        let predicate = match &request.filter {
+            Some(sql) => Some(Arc::new(Predicate::parse(&self.planner, sql, &table)?)),
+            None => None,
+        };
+        check_rows(&request, &footers)?;
+        let mut plan = ScanPlan { request, schema, table, output, predicate, objects: Vec::new(), spans_objects };
+        let planned = futures::stream::iter(footers).map(|(footer, candidate)| {
+            let plan = &plan;
+            async move { self.plan_object(plan, footer, candidate.share.as_ref(), meter).await }
+        });
+        plan.objects = planned.buffered(FOOTERS_AT_A_TIME).try_collect().await?;
+        plan.stop_at_limit();
+        self.metrics.plan_seconds.observe(started.elapsed().as_secs_f64());
+        Ok(plan)
+    }
+
+    /// Plans one object of a scan on a given footer.
+    pub(crate) async fn plan_object(&self, plan: &ScanPlan, footer: Arc<Footer>, share: Option<&ObjectShare>, meter: &ScanMeter) -> Result<ObjectPlan> {
+        let groups = footer.metadata.num_row_groups() as u32;
+        let asked = share.and_then(|share| share.row_groups.clone());
+        if let Some(share) = share.filter(|share| share.row_groups.is_some()) {
+            if share.version != footer.version().map(ToString::to_string) {
+                let message = format!("{}: overwritten since the ticket was made; ask for the flight again", share.url);
+                return Err(Error::new(ErrorKind::Changed, message));
+            }
+        }
+        let whole = asked.is_none();
+        let row_groups = asked.unwrap_or_else(|| (0..groups).collect());
+        if let Some(bad) = row_groups.iter().find(|&&group| group >= groups) {
+            return Err(Error::invalid(format!("{}: no row group {bad}, there are {groups}", footer.object.url())));
+        }
+        let columns = sources(&plan.table, &footer, plan.spans_objects)?;
+        let mut row_groups: Vec<u32> = row_groups.into_iter().filter(|&group| footer.row_group_rows(group) > 0).collect();
+        if let (Some(predicate), None) = (&plan.predicate, &plan.request.rows) {
+            let constants: Vec<_> = columns
+                .iter()
+                .enumerate()
+                .filter_map(|(column, source)| match source {
+                    ColumnSource::Constant(value) => Some((plan.table.field(column).name().clone(), value.clone())),
+                    ColumnSource::File(_) => None,
+                })
+                .collect();
+            let before = row_groups.len();
+            row_groups = prune_row_groups(&footer, row_groups, predicate.announced(), &plan.table, &constants, &self.limits, meter).await?;
+            self.count_pruned((before - row_groups.len()) as u64, meter);
+        }
+        Ok(ObjectPlan { footer, columns: Arc::new(columns), row_groups, whole })
+    }
+
+    async fn candidates(&self, url: &str) -> Result<Vec<Candidate>> {
+        Ok(match self.sources.resolve(url)? {
+            Target::Object(object) => vec![Candidate { object, listed: None, share: None }],
+            Target::Many(pattern) => {
+                let listing = self.listings.list(&pattern).await?;
+                let listed = |version: &Option<Version>| version.clone().map(|version| (version, listing.asked_at));
+                listing.objects.iter().map(|o| Candidate { object: o.object.clone(), listed: listed(&o.version), share: None }).collect()
+            }
+        })
+    }
+
+    fn from_share(&self, share: Share) -> Result<Vec<Candidate>> {
+        if share.objects.is_empty() {
+            return Err(Error::invalid("ticket: a share of no objects"));
+        }
+        let candidate = |share: ObjectShare| Ok(Candidate { object: self.sources.object(&share.url)?, listed: None, share: Some(share) });
+        share.objects.into_iter().map(candidate).collect()
+    }
+}
+
+impl ScanPlan {
+    /// Without a filter, row groups beyond the limit need not be opened.
+    fn stop_at_limit(&mut self) {
+        let (Some(mut left), None, None) = (self.request.limit, &self.predicate, &self.request.rows) else { return };
+        for object in &mut self.objects {
+            let footer = Arc::clone(&object.footer);
+            object.row_groups.retain(|&group| {
+                let wanted = left > 0;
+                left = left.saturating_sub(footer.row_group_rows(group) as u64);
+                wanted
+            });
+        }
+    }
+}
+
+/// The columns of all objects: the files' in order of first appearance, then the partition columns they do not hold.
+fn table_schema(footers: &[(Arc<Footer>, Candidate)]) -> Result<Schema> {
+    let mut metadata = std::collections::HashMap::new();
+    let mut fields: Vec<Field> = Vec::new();
+    let mut at: std::collections::HashMap<String, usize> = std::collections::HashMap::new();
+    for (index, (footer, _)) in footers.iter().enumerate() {
+        if index == 0 {
+            metadata.clone_from(footer.schema.metadata());
+        }
+        let mut missing = fields.len();
+        for field in footer.schema.fields() {
+            match at.get(field.name()).filter(|_| footers.len() > 1) {
+                Some(&known) if fields[known].data_type() == field.data_type() => {
+                    missing -= 1;
+                    if field.is_nullable() {
+                        fields[known] = fields[known].clone().with_nullable(true);
+                    }
+                }
+                Some(&known) => {
+                    let message = format!(
+                        "column {:?} is {} in {} and {} in an earlier object: read them apart",
+                        field.name(),
+                        field.data_type(),
+                        footer.object.url(),
+                        fields[known].data_type()
+                    );
+                    return Err(Error::invalid(message));
+                }
+                None => {
+                    at.insert(field.name().clone(), fields.len());
+                    let field = field.as_ref().clone();
+                    fields.push(if index > 0 { field.with_nullable(true) } else { field });
+                }
+            }
+        }
+        if missing > 0 && index > 0 {
+            // Some earlier column is not in this file: NULL there.
+            for field in &mut fields {
+                if footer.schema.index_of(field.name()).is_err() {
+                    *field = field.clone().with_nullable(true);
+                }
+            }
+        }
+    }
+    let hive = HiveColumns::infer(footers.iter().map(|(footer, _)| within_source(&footer.object)));
+    fields.extend(hive.fields().iter().filter(|field| !at.contains_key(field.name())).cloned());
+    Ok(Schema::new_with_metadata(fields, metadata))
+}
+
+/// The part of a key below its source's root: directories above it are the operator's business.
+fn within_source(object: &ObjectRef) -> &str {
+    &object.url()[object.source().root().len()..]
+}
+
+fn sources(table: &Schema, footer: &Footer, by_name: bool) -> Result<Vec<ColumnSource>> {
+    let file_columns = footer.schema.fields().len();
+    let source = |(index, field): (usize, &Arc<Field>)| {
+        // One object's columns are its table's first ones; names need not be unique then.
+        let file_column = if by_name { footer.schema.index_of(field.name()).ok() } else { Some(index).filter(|index| *index < file_columns) };
+        if let Some(column) = file_column {
+            if footer.schema.field(column).data_type() != field.data_type() {
+                let message = format!("{}: column {:?} is now {}", footer.object.url(), field.name(), footer.schema.field(column).data_type());
+                return Err(Error::new(ErrorKind::Changed, message));
+            }
+            return Ok(ColumnSource::File(column));
+        }
+        let value: Option<ScalarValue> = hive_value(within_source(&footer.object), field.name(), field.data_type());
+        let null = || ScalarValue::try_from(field.data_type()).map_err(|e| Error::internal(e.to_string()));
+        value.map_or_else(null, Ok).map(ColumnSource::Constant)
+    };
+    table.fields().iter().enumerate().map(source).collect()
+}
+
+fn output_columns(request: &ScanRequest, table: &Schema) -> Result<Vec<usize>> {
+    let Some(names) = &request.columns else { return Ok((0..table.fields().len()).collect()) };
+    let find = |name: &String| {
+        table.fields().iter().position(|field| field.name() == name).ok_or_else(|| {
+            let known: Vec<_> = table.fields().iter().take(20).map(|field| field.name().as_str()).collect();
+            let more = if table.fields().len() > 20 { ", …" } else { "" };
+            Error::new(ErrorKind::NotFound, format!("{}: no column {name:?}; there are {}{more}", request.url, known.join(", ")))
+        })
+    };
+    names.iter().map(find).collect()
+}
+
+fn check_rows(request: &ScanRequest, footers: &[(Arc<Footer>, Candidate)]) -> Result<()> {
+    let Some(rows) = &request.rows else { return Ok(()) };
+    let [(footer, _)] = footers else {
+        return Err(Error::invalid(format!("{}: row numbers need exactly one object, there are {}", request.url, footers.len())));
+    };
+    if rows.len() > MAX_ROW_NUMBERS {
+        return Err(Error::new(ErrorKind::ResourceExhausted, format!("{} row numbers; at most {MAX_ROW_NUMBERS} a scan", rows.len())));
+    }
+    let total: u64 = (0..footer.metadata.num_row_groups() as u32).map(|group| footer.row_group_rows(group) as u64).sum();
+    match rows.iter().find(|&&row| row >= total) {
+        Some(row) => Err(Error::invalid(format!("{}: no row {row}, there are {total}", request.url))),
+        None => Ok(()),
+    }
+}

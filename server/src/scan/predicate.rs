@@ -1,0 +1,202 @@
+//! Filters: SQL over a scan's columns, evaluated by DataFusion's physical expressions on arrays as they rest in the cache.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arrow::array::{Array, ArrayRef, AsArray as _, BooleanArray, RecordBatch, RecordBatchOptions};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::common::{DFSchema, DataFusionError};
+use datafusion::execution::SessionState;
+use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::logical_expr::{Expr, ExprSchemable as _};
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::prelude::SessionConfig;
+use flightcache_proto::{Error, ErrorKind, Result};
+
+/// Filters longer than this are refused.
+const MAX_FILTER_BYTES: usize = 1 << 20;
+
+/// Reads filters. Holds DataFusion's functions and rules.
+pub(crate) struct Planner {
+    /// Unquoted identifiers are lower-cased, as DataFusion does by default.
+    folding: SessionState,
+    /// Identifiers are taken as they are written: `WatchID` works without quotes.
+    literal: SessionState,
+}
+
+/// A filter over the columns of a table.
+pub(crate) struct Predicate {
+    expr: Expr,
+    planner: Arc<Planner>,
+    table: SchemaRef,
+    /// The table columns it refers to, ascending.
+    columns: Vec<usize>,
+    /// Over the announced types, for pruning.
+    announced: Arc<dyn PhysicalExpr>,
+    /// By the types the columns rest in: strings may be dictionaries in one row group and plain in the next.
+    bound: Mutex<HashMap<Vec<DataType>, Option<Arc<dyn PhysicalExpr>>>>,
+}
+
+impl Default for Planner {
+    fn default() -> Self {
+        let state = |fold: bool| {
+            let config = SessionConfig::new().set_bool("datafusion.sql_parser.enable_ident_normalization", fold);
+            SessionStateBuilder::new().with_config(config).with_default_features().build()
+        };
+        Self { folding: state(true), literal: state(false) }
+    }
+}
+
+impl Predicate {
+    /// Reads a SQL boolean expression over the columns of `table`.
+    pub(crate) fn parse(planner: &Arc<Planner>, sql: &str, table: &SchemaRef) -> Result<Self> {
+        let invalid = |e: DataFusionError| Error::invalid(format!("filter {sql:?}: {}", e.strip_backtrace()));
+        if sql.len() > MAX_FILTER_BYTES {
+            return Err(Error::invalid(format!("filter of {} bytes; at most {MAX_FILTER_BYTES} are read", sql.len())));
+        }
+        let schema = DFSchema::try_from(Arc::clone(table)).map_err(invalid)?;
+        let expr = planner.folding.create_logical_expr(sql, &schema).or_else(|folded| {
+            // The first error is the one to report: it speaks of the text by DataFusion's own rules.
+            planner.literal.create_logical_expr(sql, &schema).map_err(|_| folded)
+        });
+        let expr = expr.map_err(|e| match root_is_missing_column(&e) {
+            true => Error::new(ErrorKind::NotFound, format!("filter {sql:?}: {}", e.strip_backtrace())),
+            false => invalid(e),
+        })?;
+        if expr.is_volatile() {
+            return Err(Error::invalid(format!("filter {sql:?}: volatile functions are not allowed")));
+        }
+        let announced = planner.folding.create_physical_expr(expr.clone(), &schema).map_err(invalid)?;
+        let data_type = announced.data_type(table).map_err(invalid)?;
+        if !matches!(data_type, DataType::Boolean | DataType::Null) {
+            return Err(Error::invalid(format!("filter {sql:?} is of type {data_type}, not boolean")));
+        }
+        let _ = expr.get_type(&schema);
+        let mut columns = Vec::new();
+        for column in expr.column_refs() {
+            columns.push(table.index_of(&column.name).map_err(|e| Error::invalid(format!("filter {sql:?}: {e}")))?);
+        }
+        columns.sort_unstable();
+        Ok(Self { expr, planner: Arc::clone(planner), table: Arc::clone(table), columns, announced, bound: Mutex::default() })
+    }
+
+    /// The table columns it refers to, ascending.
+    pub(crate) fn columns(&self) -> &[usize] {
+        &self.columns
+    }
+
+    /// As a physical expression over the whole table's announced schema.
+    pub(crate) fn announced(&self) -> &Arc<dyn PhysicalExpr> {
+        &self.announced
+    }
+
+    /// The rows for which it is true. `arrays` are the columns of [`Predicate::columns`], in that order, in whatever type they
+    /// rest in.
+    pub(crate) fn evaluate(&self, arrays: Vec<ArrayRef>, rows: usize) -> Result<BooleanArray> {
+        let types: Vec<_> = arrays.iter().map(|array| array.data_type().clone()).collect();
+        let (expr, arrays) = match self.bind(&types) {
+            Some(expr) => (expr, arrays),
+            // An expression that cannot be bound to dictionaries is bound to the announced types.
+            None => {
+                let announced: Vec<_> = self.columns.iter().map(|&column| self.table.field(column).data_type().clone()).collect();
+                let arrays = arrays.iter().zip(&announced).map(|(array, data_type)| arrow::compute::cast(array, data_type)).collect::<Result<_, _>>();
+                let expr = self.bind(&announced).ok_or_else(|| Error::internal("the filter cannot be bound to the announced types"))?;
+                (expr, arrays.map_err(|e| self.failed(&e.into()))?)
+            }
+        };
+        let types = arrays.iter().map(|array| array.data_type().clone()).collect::<Vec<_>>();
+        let options = RecordBatchOptions::new().with_row_count(Some(rows));
+        let batch = RecordBatch::try_new_with_options(Arc::new(self.schema(&types)), arrays, &options).map_err(|e| self.failed(&e.into()))?;
+        let value = expr.evaluate(&batch).and_then(|value| value.into_array(rows)).map_err(|e| self.failed(&e))?;
+        match value.as_boolean_opt() {
+            Some(mask) => Ok(match mask.null_count() {
+                0 => mask.clone(),
+                // NULL is not true.
+                _ => arrow::compute::prep_null_mask_filter(mask),
+            }),
+            None => Ok(BooleanArray::from(vec![false; rows])),
+        }
+    }
+
+    fn failed(&self, error: &DataFusionError) -> Error {
+        Error::invalid(format!("filter {}: {}", self.expr, error.strip_backtrace()))
+    }
+
+    fn schema(&self, types: &[DataType]) -> Schema {
+        let fields = self.columns.iter().zip(types).map(|(&column, data_type)| {
+            let field = self.table.field(column);
+            // Partition and merged columns may be NULL where the file says otherwise.
+            Field::new(field.name(), data_type.clone(), true)
+        });
+        Schema::new(fields.collect::<Vec<_>>())
+    }
+
+    fn bind(&self, types: &[DataType]) -> Option<Arc<dyn PhysicalExpr>> {
+        let mut bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(expr) = bound.get(types) {
+            return expr.clone();
+        }
+        let schema = self.schema(types);
+        let expr = DFSchema::try_from(schema).and_then(|schema| self.planner.folding.create_physical_expr(self.expr.clone(), &schema)).ok();
+        bound.insert(types.to_vec(), expr.clone());
+        expr
+    }
+}
+
+fn root_is_missing_column(error: &DataFusionError) -> bool {
+    matches!(error.find_root(), DataFusionError::SchemaError(schema, _) if matches!(**schema, datafusion::common::SchemaError::FieldNotFound { .. }))
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{DictionaryArray, Int64Array, StringArray};
+    use arrow::datatypes::Int32Type;
+
+    use super::*;
+
+    fn table() -> SchemaRef {
+        let fields = vec![Field::new("a", DataType::Int64, true), Field::new("Name", DataType::Utf8, true), Field::new("s", DataType::Utf8, true)];
+        Arc::new(Schema::new(fields))
+    }
+
+    fn parse(sql: &str) -> Result<Predicate> {
+        Predicate::parse(&Arc::new(Planner::default()), sql, &table())
+    }
+
+    #[test]
+    fn null_is_not_true() {
+        let predicate = parse("a > 1").unwrap();
+        let mask = predicate.evaluate(vec![Arc::new(Int64Array::from(vec![Some(1), None, Some(2)]))], 3).unwrap();
+        assert_eq!(mask, BooleanArray::from(vec![false, false, true]));
+        let constant = parse("NULL").unwrap();
+        assert_eq!(constant.evaluate(vec![], 2).unwrap(), BooleanArray::from(vec![false, false]));
+    }
+
+    #[test]
+    fn dictionaries_and_plain_strings_agree() {
+        let values = vec![Some("x"), None, Some("yy"), Some("x"), Some("Xx")];
+        let plain: ArrayRef = Arc::new(StringArray::from(values.clone()));
+        let dictionary: ArrayRef = Arc::new(values.into_iter().collect::<DictionaryArray<Int32Type>>());
+        for sql in ["s = 'x'", "s <> 'x'", "s LIKE '%x'", "s ILIKE 'x%'", "s IN ('x', 'yy')", "s IS NULL", "upper(s) = 'X'", "length(s) > 1", "s || 'z' = 'xz'", "s > 'x'", "CASE WHEN s = 'x' THEN true ELSE false END"] {
+            let predicate = parse(sql).unwrap();
+            let on_plain = predicate.evaluate(vec![Arc::clone(&plain)], 5).unwrap();
+            assert_eq!(predicate.evaluate(vec![Arc::clone(&dictionary)], 5).unwrap(), on_plain, "{sql}");
+        }
+    }
+
+    #[test]
+    fn names_work_folded_quoted_and_as_written() {
+        for sql in ["A = 1", "\"Name\" = 'x'", "Name = 'x'"] {
+            assert!(parse(sql).is_ok(), "{sql}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_typed() {
+        let kind = |sql: &str| parse(sql).map(|_| ()).unwrap_err().kind;
+        assert_eq!(kind("b = 1"), ErrorKind::NotFound);
+        for sql in ["a +", "a + 1", "a = 1; drop table t", "random() < 0.5", "a IN (SELECT 1)", "nosuch(a) = 1", "sum(a) > 1", ""] {
+            assert_eq!(kind(sql), ErrorKind::InvalidRequest, "{sql}");
+        }
+    }
+}

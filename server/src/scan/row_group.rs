@@ -1,0 +1,272 @@
+//! One row group of a scan: load the filter's columns, decide, load the rest, hand out batches.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions};
+use arrow::compute::{FilterBuilder, cast};
+use arrow::datatypes::DataType;
+use datafusion::common::ScalarValue;
+use flightcache_proto::{Error, ErrorKind, Result};
+use tokio::sync::{mpsc, oneshot};
+
+use super::load::{LoadError, RowGroupRef};
+use super::plan::{ColumnSource, ScanPlan};
+use super::predicate::Predicate;
+use super::Engine;
+use crate::admin::add_time;
+use crate::cache::{Pinned, ReserveError};
+use crate::parquet::{Chunk, SLICE_ROWS, decode_bands};
+
+/// Batches aim at this many encoded bytes: measured best on the wire.
+const TARGET_BATCH_BYTES: usize = 1 << 20;
+/// Bands decoded ahead of their reader.
+const BANDS_AHEAD: usize = 2;
+
+/// A table column within one row group.
+#[derive(Clone)]
+pub(crate) enum Column {
+    Chunk(Pinned<Chunk>),
+    Constant(ScalarValue),
+}
+
+/// A row group, ready to be handed out.
+pub(crate) enum Loaded {
+    /// No row matches.
+    NoMatch,
+    /// All in memory.
+    Resident(ResidentRows),
+    /// Larger than memory may hold: filtered and projected band by band.
+    Banded(mpsc::Receiver<Result<RecordBatch>>),
+}
+
+/// The columns of a row group, and which of its rows match.
+pub(crate) struct ResidentRows {
+    pub(crate) columns: BTreeMap<usize, Column>,
+    pub(crate) rows: usize,
+    /// `None`: every row.
+    mask: Option<BooleanArray>,
+    at: usize,
+    window: usize,
+}
+
+impl Engine {
+    /// Loads what a scan needs of a row group. `turn` is this row group's turn to reserve memory, in the order of the scan;
+    /// it is passed on through `next` as soon as its first reservation stands.
+    pub(crate) async fn row_group(self: Arc<Self>, plan: Arc<ScanPlan>, sources: Arc<Vec<ColumnSource>>, group: RowGroupRef, turn: oneshot::Receiver<()>, next: oneshot::Sender<()>) -> Result<Loaded> {
+        // An error means that the row group before has gone its way: our turn as well.
+        let _ = turn.await;
+        group.meter.row_groups.fetch_add(1, Ordering::Relaxed);
+        let rows = group.footer.row_group_rows(group.row_group);
+        let mut next = Some(next);
+        let mut mask = None;
+        if let Some(predicate) = &plan.predicate {
+            let wanted = predicate.columns().to_vec();
+            let columns = match self.columns(&sources, &group, &wanted, next.take()).await {
+                Ok(columns) => columns,
+                Err(LoadError::TooLarge) => return self.banded(plan, sources, group).await,
+                Err(LoadError::Failed(error)) => return Err(error),
+            };
+            let matching = self.evaluate(Arc::clone(predicate), columns, rows, &group).await?;
+            match matching.true_count() {
+                0 => {
+                    self.count_pruned(1, &group.meter);
+                    return Ok(Loaded::NoMatch);
+                }
+                all if all == rows => {}
+                _ => mask = Some(matching),
+            }
+            // The filter's columns are let go here, so that nothing is held while memory for the rest is awaited.
+        }
+        match self.columns(&sources, &group, &plan.output, next.take()).await {
+            Ok(columns) => Ok(Loaded::Resident(ResidentRows::new(columns, rows, mask, &plan))),
+            Err(LoadError::TooLarge) => self.banded(plan, sources, group).await,
+            Err(LoadError::Failed(error)) => Err(error),
+        }
+    }
+
+    /// Table columns `wanted`, by table column.
+    pub(crate) async fn columns(self: &Arc<Self>, sources: &[ColumnSource], group: &RowGroupRef, wanted: &[usize], next: Option<oneshot::Sender<()>>) -> Result<BTreeMap<usize, Column>, LoadError> {
+        let mut columns = BTreeMap::new();
+        let mut files: BTreeMap<usize, usize> = BTreeMap::new();
+        for &column in wanted {
+            match &sources[column] {
+                ColumnSource::File(file_column) => drop(files.insert(column, *file_column)),
+                ColumnSource::Constant(value) => drop(columns.insert(column, Column::Constant(value.clone()))),
+            }
+        }
+        let file_columns: Vec<usize> = files.values().copied().collect();
+        let reserved = next.unwrap_or_else(|| oneshot::channel().0);
+        let chunks = self.chunks(group, &file_columns, reserved).await?;
+        columns.extend(files.into_keys().zip(chunks).map(|(column, chunk)| (column, Column::Chunk(chunk))));
+        Ok(columns)
+    }
+
+    async fn evaluate(self: &Arc<Self>, predicate: Arc<Predicate>, columns: BTreeMap<usize, Column>, rows: usize, group: &RowGroupRef) -> Result<BooleanArray> {
+        let Ok(_permit) = self.cpu.acquire().await else { return Err(Error::internal("the filters are shut down")) };
+        let (meter, metrics) = (Arc::clone(&group.meter), Arc::clone(&self.metrics));
+        let work = tokio::task::spawn_blocking(move || {
+            let started = Instant::now();
+            let mask = mask(&predicate, &columns, rows);
+            add_time(&meter.filter_us, started.elapsed());
+            metrics.filter_seconds.observe(started.elapsed().as_secs_f64());
+            mask
+        });
+        work.await.unwrap_or_else(|panic| Err(Error::internal(format!("{}: the filter gave up: {panic}", group.footer.object.url()))))
+    }
+
+    /// Reads a row group without ever holding it whole: its compressed bytes and a few bands.
+    async fn banded(self: &Arc<Self>, plan: Arc<ScanPlan>, sources: Arc<Vec<ColumnSource>>, group: RowGroupRef) -> Result<Loaded> {
+        let file_column = |column: &usize| match sources[*column] {
+            ColumnSource::File(file_column) => Some((*column, file_column)),
+            ColumnSource::Constant(_) => None,
+        };
+        let mut files: Vec<(usize, usize)> = plan.read_columns().iter().filter_map(file_column).collect();
+        // Bands hold the columns in file order.
+        files.sort_by_key(|(_, file_column)| *file_column);
+        let file_columns: Vec<usize> = files.iter().map(|(_, file_column)| *file_column).collect();
+        let ranges = group.ranges(&file_columns);
+        let compressed: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+        let reservation = self.chunks.reserve(compressed).await.map_err(|error| match error {
+            ReserveError::TooLarge { wanted, limit } => {
+                let message = format!(
+                    "{} row group {}: its columns need {wanted} compressed bytes in memory, the bound is {limit}; name fewer columns or raise --capacity",
+                    group.footer.object.url(),
+                    group.row_group
+                );
+                Error::new(ErrorKind::ResourceExhausted, message)
+            }
+            ReserveError::TimedOut { .. } => group.error(&error),
+        })?;
+        let footer = Arc::clone(&group.footer);
+        let segments = footer.object.ranges(footer.version(), &ranges, &self.limits, &group.meter).await?;
+        let (sender, receiver) = mpsc::channel(BANDS_AHEAD);
+        tokio::task::spawn_blocking(move || {
+            let _reservation = reservation;
+            let bands = decode_bands(&footer, group.row_group, &file_columns, &segments);
+            let bands = match bands {
+                Ok(bands) => bands,
+                Err(error) => return drop(sender.blocking_send(Err(error))),
+            };
+            for band in bands {
+                let batch = band.and_then(|band| {
+                    let rows = band.num_rows();
+                    filter_band(&plan, &sources, &files, &band, rows)
+                });
+                let failed = batch.is_err();
+                match batch {
+                    Ok(batch) if batch.num_rows() == 0 => {}
+                    // Whoever read this is gone, or has been told.
+                    batch => {
+                        if sender.blocking_send(batch).is_err() || failed {
+                            return;
+                        }
+                    }
+                }
+            }
+        });
+        Ok(Loaded::Banded(receiver))
+    }
+}
+
+fn mask(predicate: &Predicate, columns: &BTreeMap<usize, Column>, rows: usize) -> Result<BooleanArray> {
+    let whole = |column: &usize| -> Result<Option<ArrayRef>> {
+        match &columns[column] {
+            Column::Chunk(chunk) => Ok(chunk.whole().cloned()),
+            Column::Constant(value) => value.to_array_of_size(rows).map(Some).map_err(|e| Error::internal(e.to_string())),
+        }
+    };
+    let arrays: Option<Vec<ArrayRef>> = predicate.columns().iter().map(whole).collect::<Result<_>>()?;
+    if let Some(arrays) = arrays {
+        return predicate.evaluate(arrays, rows);
+    }
+    // Some chunk is held in pieces: slice by slice.
+    let mut masks = Vec::new();
+    for start in (0..rows).step_by(SLICE_ROWS) {
+        let len = SLICE_ROWS.min(rows - start);
+        let arrays = predicate.columns().iter().map(|column| columns[column].slice(start, len)).collect::<Result<_>>()?;
+        masks.push(predicate.evaluate(arrays, len)?);
+    }
+    let masks: Vec<&dyn Array> = masks.iter().map(|mask| mask as &dyn Array).collect();
+    let joined = arrow::compute::concat(&masks).map_err(|e| Error::internal(e.to_string()))?;
+    Ok(arrow::array::AsArray::as_boolean(&joined).clone())
+}
+
+fn filter_band(plan: &ScanPlan, sources: &[ColumnSource], files: &[(usize, usize)], band: &RecordBatch, rows: usize) -> Result<RecordBatch> {
+    let array = |column: usize| -> Result<ArrayRef> {
+        match &sources[column] {
+            ColumnSource::Constant(value) => value.to_array_of_size(rows).map_err(|e| Error::internal(e.to_string())),
+            ColumnSource::File(_) => {
+                let at = files.iter().position(|(table, _)| *table == column).ok_or_else(|| Error::internal("a band lacks a column"))?;
+                Ok(Arc::clone(band.column(at)))
+            }
+        }
+    };
+    let mask = match &plan.predicate {
+        Some(predicate) => Some(predicate.evaluate(predicate.columns().iter().map(|&column| array(column)).collect::<Result<_>>()?, rows)?),
+        None => None,
+    };
+    let arrays = plan.output.iter().map(|&column| array(column)).collect::<Result<_>>()?;
+    assemble(plan, arrays, rows, mask.as_ref())
+}
+
+impl Column {
+    /// Rows `start..start + len` in the type they rest in.
+    pub(crate) fn slice(&self, start: usize, len: usize) -> Result<ArrayRef> {
+        match self {
+            Self::Chunk(chunk) => chunk.slice(start, len),
+            Self::Constant(value) => value.to_array_of_size(len).map_err(|e| Error::internal(e.to_string())),
+        }
+    }
+}
+
+impl ResidentRows {
+    fn new(columns: BTreeMap<usize, Column>, rows: usize, mask: Option<BooleanArray>, plan: &ScanPlan) -> Self {
+        let weight: u64 = columns.values().map(|column| if let Column::Chunk(chunk) = column { chunk.weight_bytes() } else { 0 }).sum();
+        let row_bytes = (weight as usize / rows.max(1)).max(plan.output.len()).max(1);
+        let window = (TARGET_BATCH_BYTES / row_bytes / SLICE_ROWS).clamp(1, 128) * SLICE_ROWS;
+        Self { columns, rows, mask, at: 0, window }
+    }
+
+    /// The next batch of matching rows, in the announced types.
+    pub(crate) fn next_batch(&mut self, plan: &ScanPlan) -> Option<Result<RecordBatch>> {
+        while self.at < self.rows {
+            let start = self.at;
+            let mut len = self.window.min(self.rows - start);
+            // A slice may not straddle two pieces of a chunk.
+            for column in self.columns.values() {
+                if let Column::Chunk(chunk) = column {
+                    len = len.min(chunk.piece_rows() - start % chunk.piece_rows());
+                }
+            }
+            self.at += len;
+            let mask = self.mask.as_ref().map(|mask| mask.slice(start, len));
+            if mask.as_ref().is_some_and(|mask| mask.true_count() == 0) {
+                continue;
+            }
+            let arrays = plan.output.iter().map(|column| self.columns[column].slice(start, len)).collect::<Result<_>>();
+            return Some(arrays.and_then(|arrays| assemble(plan, arrays, len, mask.as_ref())));
+        }
+        None
+    }
+}
+
+/// A batch of the answer: the rows of `mask`, in the announced types. Copies nothing that is neither filtered nor a dictionary.
+pub(crate) fn assemble(plan: &ScanPlan, arrays: Vec<ArrayRef>, rows: usize, mask: Option<&BooleanArray>) -> Result<RecordBatch> {
+    let failed = |e: arrow::error::ArrowError| Error::internal(format!("{}: assembling a batch: {e}", plan.request.url));
+    let filter = mask.map(|mask| FilterBuilder::new(mask).optimize().build());
+    let rows = mask.map_or(rows, BooleanArray::true_count);
+    let settle = |(array, data_type): (ArrayRef, &DataType)| -> Result<ArrayRef> {
+        let array = match &filter {
+            Some(filter) => filter.filter(&array).map_err(failed)?,
+            None => array,
+        };
+        if array.data_type() == data_type { Ok(array) } else { cast(&array, data_type).map_err(failed) }
+    };
+    let types = plan.schema.fields().iter().map(|field| field.data_type());
+    let arrays = arrays.into_iter().zip(types).map(settle).collect::<Result<Vec<_>>>()?;
+    let options = RecordBatchOptions::new().with_row_count(Some(rows));
+    RecordBatch::try_new_with_options(Arc::clone(&plan.schema), arrays, &options).map_err(failed)
+}

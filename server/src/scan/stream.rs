@@ -1,0 +1,170 @@
+//! Streaming a scan: row groups ahead of the reader, in order, restarted when an object turns out overwritten.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use arrow::array::RecordBatch;
+use flightcache_proto::{Error, ErrorKind, Result};
+use futures::Stream;
+use tokio::sync::oneshot;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::load::RowGroupRef;
+use super::plan::{ObjectPlan, ScanPlan};
+use super::row_group::Loaded;
+use super::Engine;
+use crate::admin::{ScanMeter, add_time};
+
+/// Times an object may be found overwritten before the scan gives up.
+const MAX_RESTARTS: usize = 5;
+/// Row groups read ahead at most.
+const MAX_AHEAD: usize = 16;
+
+/// A row group being loaded. Dropping it stops the load, unless others wait for it too.
+struct Running {
+    object: usize,
+    group: u32,
+    loaded: AbortOnDropHandle<Result<Loaded>>,
+}
+
+/// The part of a scan that is still to be done.
+struct Driver {
+    engine: Arc<Engine>,
+    plan: Arc<ScanPlan>,
+    meter: Arc<ScanMeter>,
+    request: u64,
+    objects: Vec<ObjectPlan>,
+    queue: VecDeque<(usize, u32)>,
+    running: VecDeque<Running>,
+    /// Told when the youngest running row group has reserved its memory.
+    turn: oneshot::Receiver<()>,
+    ahead: usize,
+    max_ahead: usize,
+}
+
+impl Driver {
+    fn new(engine: Arc<Engine>, plan: Arc<ScanPlan>, meter: Arc<ScanMeter>) -> Self {
+        let objects = plan.objects.clone();
+        let queue: VecDeque<_> = objects.iter().enumerate().flat_map(|(at, object)| object.row_groups.iter().map(move |&group| (at, group))).collect();
+        let columns = plan.read_columns();
+        let bytes: u64 = queue
+            .iter()
+            .map(|&(at, group)| {
+                let object = &objects[at];
+                columns.iter().map(|&column| super::file_column(&object.columns[column]).map_or(0, |column| object.footer.compressed_bytes(group, column))).sum::<u64>()
+            })
+            .sum();
+        let mean = (bytes / (queue.len() as u64).max(1)).max(1);
+        let max_ahead = (engine.read_ahead_bytes / mean).clamp(2, MAX_AHEAD as u64) as usize;
+        // With a limit, the first row groups may be enough: begin with one, and double.
+        let ahead = if plan.request.limit.is_some() { 1 } else { max_ahead };
+        let request = engine.next_request();
+        // Its sender is dropped: the first row group's turn has come.
+        let (_, turn) = oneshot::channel();
+        Self { engine, plan, meter, request, objects, queue, running: VecDeque::new(), turn, ahead, max_ahead }
+    }
+
+    fn fill(&mut self) {
+        while self.running.len() < self.ahead {
+            let Some((object, group)) = self.queue.pop_front() else { return };
+            let part = &self.objects[object];
+            let row_group = RowGroupRef {
+                footer: Arc::clone(&part.footer),
+                row_group: group,
+                request: self.request,
+                populate: self.plan.request.populate,
+                meter: Arc::clone(&self.meter),
+            };
+            let (next, after) = oneshot::channel();
+            let turn = std::mem::replace(&mut self.turn, after);
+            let load = Arc::clone(&self.engine).row_group(Arc::clone(&self.plan), Arc::clone(&part.columns), row_group, turn, next);
+            self.running.push_back(Running { object, group, loaded: AbortOnDropHandle::new(tokio::spawn(load)) });
+        }
+    }
+
+    /// Starts an object anew on its current version: what is queued and running of it is replaced.
+    async fn restart(&mut self, object: usize, error: &Error) -> Result<()> {
+        let footer = &self.objects[object].footer;
+        tracing::info!(url = footer.object.url(), cause = %error, "overwritten while it was read: starting over");
+        self.engine.footers.forget(footer.object.url());
+        let footer = self.engine.footers.get(&footer.object.clone(), None, &self.meter).await?;
+        let renewed = self.engine.plan_object(&self.plan, footer, None, &self.meter).await?;
+        self.running.retain(|running| running.object != object);
+        self.queue.retain(|(at, _)| *at != object);
+        // Of the objects after this one, some row groups may be running already: they are queued again, behind it, so that the
+        // order holds; what they loaded is in the cache.
+        for running in self.running.drain(..).rev() {
+            self.queue.push_front((running.object, running.group));
+        }
+        for &group in renewed.row_groups.iter().rev() {
+            self.queue.push_front((object, group));
+        }
+        self.objects[object] = renewed;
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// The batches of a scan, in order. Dropping the stream stops the work.
+    pub fn execute(self: &Arc<Self>, plan: Arc<ScanPlan>, meter: Arc<ScanMeter>) -> impl Stream<Item = Result<RecordBatch>> + Send + use<> {
+        let engine = Arc::clone(self);
+        async_stream::try_stream! {
+            let mut left = plan.request.limit.unwrap_or(u64::MAX);
+            if plan.request.rows.is_some() {
+                for await batch in engine.rows(Arc::clone(&plan), Arc::clone(&meter)) {
+                    yield batch?;
+                }
+                left = 0;
+            }
+            let mut driver = Driver::new(engine, Arc::clone(&plan), Arc::clone(&meter));
+            let mut sent_of = None;
+            let mut restarts = 0;
+            while left > 0 {
+                driver.fill();
+                let Some(running) = driver.running.pop_front() else { break };
+                let object = running.object;
+                let loaded = match running.loaded.await {
+                    Ok(loaded) => loaded,
+                    Err(panic) => Err(Error::internal(format!("{}: reading a row group gave up: {panic}", plan.request.url))),
+                };
+                let loaded = match loaded {
+                    Err(error) if error.kind == ErrorKind::Changed && sent_of != Some(object) && driver.objects[object].whole && restarts < MAX_RESTARTS => {
+                        restarts += 1;
+                        driver.restart(object, &error).await?;
+                        continue;
+                    }
+                    loaded => loaded?,
+                };
+                driver.ahead = (driver.ahead * 2).min(driver.max_ahead);
+                let mut batches = loaded;
+                loop {
+                    let started = Instant::now();
+                    let batch = match &mut batches {
+                        Loaded::NoMatch => None,
+                        Loaded::Resident(rows) => rows.next_batch(&plan),
+                        Loaded::Banded(bands) => bands.recv().await,
+                    };
+                    let Some(batch) = batch else { break };
+                    let mut batch = batch?;
+                    if batch.num_rows() as u64 > left {
+                        batch = batch.slice(0, left as usize);
+                    }
+                    add_time(&meter.filter_us, started.elapsed());
+                    left -= batch.num_rows() as u64;
+                    meter.rows.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
+                    sent_of = Some(object);
+                    // What is next is under way while this batch is encoded and sent.
+                    if left > 0 {
+                        driver.fill();
+                    }
+                    yield batch;
+                    if left == 0 {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! A running server: the Flight port, the admin port, and how they stop.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arrow_flight::flight_service_server::FlightServiceServer;
+use flightcache_proto::{Error, FILE_DESCRIPTOR_SET, Node, Result, SlotMap};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::TcpListenerStream;
+use tower::ServiceBuilder;
+use tower::util::MapResponseLayer;
+
+use crate::admin::{Admin, Metrics};
+use crate::flight::{FlightcacheService, ScanTrailers};
+use crate::object::Sources;
+use crate::scan::Engine;
+use crate::settings::Settings;
+
+/// A running server. Dropping it leaves it running; [`Server::shutdown`] ends it.
+pub struct Server {
+    flight_addr: SocketAddr,
+    admin_addr: SocketAddr,
+    engine: Arc<Engine>,
+    ready: Arc<AtomicBool>,
+    stop: watch::Sender<bool>,
+    flight: JoinHandle<Result<(), tonic::transport::Error>>,
+    admin: JoinHandle<std::io::Result<()>>,
+    health: tonic_health::server::HealthReporter,
+    drain: Duration,
+}
+
+impl Server {
+    /// Starts a server over the sources of its settings.
+    pub async fn start(settings: &Settings) -> Result<Self> {
+        let metrics = Arc::new(Metrics::new().map_err(|e| Error::internal(e.to_string()))?);
+        let sources = Sources::from_settings(settings, &metrics)?;
+        Self::start_with(settings, sources, metrics).await
+    }
+
+    /// Starts a server over given sources, whatever its settings say of them.
+    pub async fn start_with(settings: &Settings, sources: Sources, metrics: Arc<Metrics>) -> Result<Self> {
+        let flight_listener = listen(settings.listen).await?;
+        let admin_listener = listen(settings.admin).await?;
+        let local_addr = |listener: &TcpListener| listener.local_addr().map_err(|e| Error::internal(e.to_string()));
+        let (flight_addr, admin_addr) = (local_addr(&flight_listener)?, local_addr(&admin_listener)?);
+        let reachable = (!flight_addr.ip().is_unspecified()).then(|| format!("grpc+tcp://{flight_addr}"));
+        let node = Node { id: flight_addr.to_string(), uri: settings.advertise.clone().or(reachable) };
+        let engine = Engine::new(settings, sources, metrics, SlotMap::single(1, node));
+
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<FlightServiceServer<FlightcacheService>>().await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()
+            .map_err(|e| Error::internal(format!("reflection: {e}")))?;
+        let flight_service = ServiceBuilder::new()
+            .layer(MapResponseLayer::new(ScanTrailers::wrap))
+            .named_layer(FlightServiceServer::new(FlightcacheService::new(Arc::clone(&engine))));
+        let (stop, stopped) = watch::channel(false);
+        let flight = tonic::transport::Server::builder()
+            .tcp_nodelay(true)
+            .http2_keepalive_interval(Some(Duration::from_secs(30)))
+            .add_service(health_service)
+            .add_service(reflection)
+            .add_service(flight_service)
+            .serve_with_incoming_shutdown(TcpListenerStream::new(flight_listener), until(stopped.clone()));
+        let ready = Arc::new(AtomicBool::new(true));
+        let router = Admin::new(Arc::clone(&engine), Arc::clone(&ready)).router();
+        let admin = axum::serve(admin_listener, router).with_graceful_shutdown(until(stopped)).into_future();
+        Ok(Self {
+            flight_addr,
+            admin_addr,
+            engine,
+            ready,
+            stop,
+            flight: tokio::spawn(flight),
+            admin: tokio::spawn(admin),
+            health,
+            drain: settings.drain,
+        })
+    }
+
+    /// Address of the Flight port.
+    pub fn flight_addr(&self) -> SocketAddr {
+        self.flight_addr
+    }
+
+    /// Address of the admin port.
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin_addr
+    }
+
+    /// What the server knows.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Takes no new requests, lets those under way end within the drain time, then stops. Returns whether all ended in time.
+    pub async fn shutdown(self) -> bool {
+        self.ready.store(false, Ordering::Release);
+        self.health.set_not_serving::<FlightServiceServer<FlightcacheService>>().await;
+        // Fails only when both ports have stopped already.
+        let _ = self.stop.send(true);
+        let (flight, admin) = (self.flight.abort_handle(), self.admin.abort_handle());
+        let ended = tokio::time::timeout(self.drain, async { tokio::join!(self.flight, self.admin) }).await;
+        flight.abort();
+        admin.abort();
+        ended.is_ok()
+    }
+}
+
+async fn listen(addr: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(addr).await.map_err(|e| Error::invalid(format!("cannot listen on {addr}: {e}")))
+}
+
+async fn until(mut stopped: watch::Receiver<bool>) {
+    // The server being gone means to stop as well.
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
