@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
-use tower::ServiceBuilder;
+use tonic::service::LayerExt as _;
 use tower::util::MapResponseLayer;
 
 use crate::admin::{Admin, Metrics};
@@ -58,8 +58,7 @@ impl Server {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
             .map_err(|e| Error::internal(format!("reflection: {e}")))?;
-        let flight_service = ServiceBuilder::new()
-            .layer(MapResponseLayer::new(ScanTrailers::wrap))
+        let flight_service = MapResponseLayer::new(ScanTrailers::wrap)
             .named_layer(FlightServiceServer::new(FlightcacheService::new(Arc::clone(&engine))));
         let (stop, stopped) = watch::channel(false);
         let flight = tonic::transport::Server::builder()

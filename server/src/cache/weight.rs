@@ -41,7 +41,9 @@ pub fn compact(mut array: ArrayRef) -> ArrayRef {
         return array;
     }
     let mut copy = MutableArrayData::new(vec![&data], false, data.len());
-    copy.extend(0, 0, data.len());
+    if copy.try_extend(0, 0, data.len()).is_err() {
+        return array;
+    }
     let mut copied = make_array(copy.freeze());
     drop(data);
     copied.shrink_to_fit();

@@ -67,12 +67,14 @@ pub(super) async fn do_get(engine: &Arc<Engine>, ticket: &[u8], meter: &Arc<Scan
     let plan = Arc::new(engine.plan(request, share, meter).await?);
     let metrics = Arc::clone(engine.metrics());
     metrics.active_scans.inc();
-    let mut ending = Ending { plan: Arc::clone(&plan), meter: Arc::clone(meter), metrics: Arc::clone(&metrics), started_at, outcome: Some(ErrorKind::Cancelled) };
+    let ending = Ending { plan: Arc::clone(&plan), meter: Arc::clone(meter), metrics: Arc::clone(&metrics), started_at, outcome: Some(ErrorKind::Cancelled) };
     let mut encoder = Encoder::default();
     let schema = encoder.schema(&plan.schema)?;
     let mut batches = Box::pin(engine.execute(plan, Arc::clone(meter)));
     let meter = Arc::clone(meter);
     let frames = async_stream::stream! {
+        // Moved in whole: its drop is what reports the end.
+        let mut ending = ending;
         yield Ok(schema);
         let mut is_first = true;
         loop {

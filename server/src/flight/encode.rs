@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray as _, RecordBatch, RecordBatchOptions, UInt32Array, make_array};
 use arrow::compute::take;
 use arrow::datatypes::{DataType, Schema};
-use arrow::ipc::writer::{CompressionContext, DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
+use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
 use arrow_flight::FlightData;
 use flightcache_proto::{Error, ErrorKind, Result};
 
@@ -20,12 +20,12 @@ const ENVELOPE_BYTES: usize = 4 << 10;
 pub struct Encoder {
     options: IpcWriteOptions,
     generator: IpcDataGenerator,
-    context: CompressionContext,
+    context: IpcWriteContext,
 }
 
 impl Default for Encoder {
     fn default() -> Self {
-        Self { options: IpcWriteOptions::default(), generator: IpcDataGenerator::default(), context: CompressionContext::default() }
+        Self { options: IpcWriteOptions::default(), generator: IpcDataGenerator::default(), context: IpcWriteContext::default() }
     }
 }
 

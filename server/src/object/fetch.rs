@@ -121,7 +121,7 @@ impl Segments {
 }
 
 /// The reads that cover `ranges`: neighbours merged across small gaps, large ones split.
-pub fn coalesce(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+fn coalesce(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
     let mut sorted: Vec<_> = ranges.iter().filter(|range| range.start < range.end).cloned().collect();
     sorted.sort_by_key(|range| range.start);
     let mut merged: Vec<Range<u64>> = Vec::new();

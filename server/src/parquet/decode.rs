@@ -1,23 +1,17 @@
 //! Decoding column chunks: whole, for the cache; in bands of rows, for what cannot fit.
 
-use std::sync::Arc;
-
 use arrow::array::{Array, ArrayRef, AsArray as _, RecordBatch, new_empty_array};
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field, Fields};
+use arrow::datatypes::DataType;
 use bytes::Bytes;
 use flightcache_proto::{Error, ErrorKind, Result};
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::array_reader::RowGroups;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
-use parquet::arrow::parquet_to_arrow_field_levels;
-use parquet::column::page::{PageIterator, PageReader};
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::errors::{ParquetError, Result as ParquetResult};
-use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
-use parquet::file::reader::{ChunkReader, Length, SerializedPageReader};
+use parquet::file::reader::{ChunkReader, Length};
 
 use super::chunk::{Chunk, SLICE_ROWS};
-use super::footer::{Footer, is_dictionary_encoded, is_string, parquet_error};
+use super::footer::{Footer, Rest, is_dictionary_encoded, is_string, parquet_error};
 use crate::cache::compact;
 use crate::object::Segments;
 
@@ -64,55 +58,14 @@ fn outside(start: u64) -> ParquetError {
     ParquetError::EOF(format!("a page at byte {start} reaches beyond its column chunk"))
 }
 
-/// One row group over fetched bytes.
-struct InMemoryRowGroup {
-    metadata: Arc<ParquetMetaData>,
-    row_group: usize,
-    bytes: Arc<Bytewise>,
-}
-
-struct OnePage(Option<ParquetResult<Box<dyn PageReader>>>);
-
-impl Iterator for OnePage {
-    type Item = ParquetResult<Box<dyn PageReader>>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.0.take()
-    }
-}
-
-impl PageIterator for OnePage {}
-
-impl RowGroups for InMemoryRowGroup {
-    fn num_rows(&self) -> usize {
-        self.metadata.row_group(self.row_group).num_rows() as usize
-    }
-
-    fn column_chunks(&self, leaf: usize) -> ParquetResult<Box<dyn PageIterator>> {
-        let chunk = self.metadata.row_group(self.row_group).column(leaf);
-        let reader = SerializedPageReader::new(Arc::clone(&self.bytes), chunk, self.num_rows(), None)?;
-        Ok(Box::new(OnePage(Some(Ok(Box::new(reader))))))
-    }
-
-    fn row_groups(&self) -> Box<dyn Iterator<Item = &RowGroupMetaData> + '_> {
-        Box::new(std::iter::once(self.metadata.row_group(self.row_group)))
-    }
-
-    fn metadata(&self) -> &ParquetMetaData {
-        &self.metadata
-    }
-}
-
 /// A reader of some root columns of one row group, `batch_rows` rows at a time.
-fn reader(footer: &Footer, row_group: u32, mask: ProjectionMask, fields: &Fields, segments: &Segments, batch_rows: usize) -> ParquetResult<ParquetRecordBatchReader> {
-    let descr = footer.metadata.file_metadata().schema_descr();
-    let levels = parquet_to_arrow_field_levels(descr, mask, Some(fields))?;
-    let group = InMemoryRowGroup {
-        metadata: Arc::clone(&footer.metadata),
-        row_group: row_group as usize,
-        bytes: Arc::new(Bytewise { segments: segments.clone(), size: footer.size }),
-    };
-    ParquetRecordBatchReader::try_new_with_row_groups(&levels, &group, batch_rows, None)
+fn reader(footer: &Footer, row_group: u32, mask: ProjectionMask, rest: Rest, segments: &Segments, batch_rows: usize) -> ParquetResult<ParquetRecordBatchReader> {
+    let bytes = Bytewise { segments: segments.clone(), size: footer.size };
+    ParquetRecordBatchReaderBuilder::new_with_metadata(bytes, footer.reader_metadata(rest).clone())
+        .with_row_groups(vec![row_group as usize])
+        .with_projection(mask)
+        .with_batch_size(batch_rows)
+        .build()
 }
 
 /// Decodes root column `column` of a row group from its bytes, in one go: sizes are right only then.
@@ -129,7 +82,7 @@ pub fn decode_chunk(footer: &Footer, row_group: u32, column: usize, segments: &S
     }
     let group = footer.metadata.row_group(row_group as usize);
     let dictionary = is_string(field.data_type()) && footer.leaves(column).all(|leaf| is_dictionary_encoded(group.column(leaf)));
-    let fields = hint(footer, column, dictionary);
+    let rest = if dictionary { Rest::Dictionaries } else { Rest::Plain };
     let estimate = footer.decoded_bytes_estimate(row_group, column).max(1);
     let piece_rows = match estimate.div_ceil(MAX_PIECE_BYTES) {
         1 => rows.next_multiple_of(SLICE_ROWS),
@@ -138,7 +91,7 @@ pub fn decode_chunk(footer: &Footer, row_group: u32, column: usize, segments: &S
     let mut pieces = Vec::new();
     let mut piece_rows = piece_rows;
     loop {
-        let reader = reader(footer, row_group, footer.mask(column), &fields, segments, piece_rows);
+        let reader = reader(footer, row_group, footer.mask(column), rest, segments, piece_rows);
         let read = reader.map_err(|e| parquet_error(url, &what(), &e)).and_then(|reader| {
             reader.map(|batch| batch.map_err(|e| arrow_error(url, &what(), &e))).collect::<Result<Vec<_>>>()
         });
@@ -168,28 +121,6 @@ pub fn decode_chunk(footer: &Footer, row_group: u32, column: usize, segments: &S
         return Err(Error::new(ErrorKind::Corrupt, message));
     }
     Ok(chunk)
-}
-
-/// The schema the reader is asked for: the announced one, with a dictionary for `column` if wanted.
-fn hint(footer: &Footer, column: usize, dictionary: bool) -> Fields {
-    if !dictionary {
-        return footer.schema.fields().clone();
-    }
-    let values = match footer.schema.field(column).data_type() {
-        DataType::LargeUtf8 => DataType::LargeUtf8,
-        _ => DataType::Utf8,
-    };
-    let data_type = DataType::Dictionary(Box::new(DataType::Int32), Box::new(values));
-    footer
-        .schema
-        .fields()
-        .iter()
-        .enumerate()
-        .map(|(index, field)| match index == column {
-            true => Arc::new(Field::new(field.name(), data_type.clone(), field.is_nullable())),
-            false => Arc::clone(field),
-        })
-        .collect()
 }
 
 /// How an array rests in the cache: a dictionary that does not repeat is unfolded; buffers are right-sized.
@@ -223,7 +154,7 @@ pub struct Bands {
 pub fn decode_bands(footer: &Footer, row_group: u32, columns: &[usize], segments: &Segments) -> Result<Bands> {
     let url = footer.object.url().to_owned();
     let mask = ProjectionMask::leaves(footer.metadata.file_metadata().schema_descr(), columns.iter().flat_map(|&column| footer.leaves(column)));
-    let reader = reader(footer, row_group, mask, footer.schema.fields(), segments, SLICE_ROWS).map_err(|e| parquet_error(&url, "row group", &e))?;
+    let reader = reader(footer, row_group, mask, Rest::Plain, segments, SLICE_ROWS).map_err(|e| parquet_error(&url, "row group", &e))?;
     Ok(Bands { reader, url })
 }
 

@@ -3,10 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use bytes::Bytes;
 use flightcache_proto::{Error, ErrorKind, ObjectId, Result, Version};
 use parquet::DecodeResult;
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::arrow::{ProjectionMask, parquet_to_arrow_schema};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataPushDecoder};
@@ -30,10 +31,21 @@ pub struct Footer {
     pub metadata: Arc<ParquetMetaData>,
     /// The schema it is announced with, one field a root column.
     pub schema: SchemaRef,
-    /// Whether the file's own embedded Arrow schema was usable.
+    /// The leaf columns of each root column.
     leaves: Vec<Range<usize>>,
+    /// For readers that give the announced types, and for those that give strings as dictionaries.
+    readers: [ArrowReaderMetadata; 2],
     /// Bytes from the start of the metadata to the end of the object: what a suffix read has to cover.
     pub tail_bytes: u64,
+}
+
+/// How strings are to rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// In the announced type.
+    Plain,
+    /// As dictionaries.
+    Dictionaries,
 }
 
 /// What a read of the footer gave.
@@ -101,7 +113,7 @@ impl Footer {
     /// Bytes this footer holds in memory.
     pub fn weight_bytes(&self) -> usize {
         // Arrow fields are a few hundred bytes each: name, type, metadata, reference counts.
-        self.metadata.memory_size() + self.schema.flattened_fields().len() * 256 + self.object.url().len() + 512
+        self.metadata.memory_size() + self.schema.flattened_fields().len() * 3 * 256 + self.object.url().len() + 512
     }
 
     /// Reads the footer of the current version, unless that is `known`: one suffix read of `hint_bytes`, more when it is longer.
@@ -166,20 +178,48 @@ impl Footer {
         let mut leaves = vec![0..0; descr.root_schema().get_fields().len()];
         for leaf in 0..descr.num_columns() {
             let range = &mut leaves[descr.get_column_root_idx(leaf)];
-            *range = if range.is_empty() { leaf..leaf + 1 } else { range.start..leaf + 1 };
+            *range = if range.start == range.end { leaf..leaf + 1 } else { range.start..leaf + 1 };
         }
         if leaves.len() != schema.fields().len() {
             return Err(Error::new(ErrorKind::Unsupported, format!("{}: some columns have no Arrow type", object.url())));
         }
         check(&metadata, size, object.url())?;
         let id = version.map(|version| Arc::new(ObjectId { url: object.shared_url(), version }));
-        Ok(Self { object: object.clone(), id, size, metadata: Arc::new(metadata), schema, leaves, tail_bytes })
+        let metadata = Arc::new(metadata);
+        let plain = reader_metadata(&metadata, &schema).map_err(|error| parquet_error(object.url(), "schema", &error))?;
+        let dictionaries = reader_metadata(&metadata, &with_dictionaries(&schema)).unwrap_or_else(|_| plain.clone());
+        Ok(Self { object: object.clone(), id, size, metadata, schema, leaves, readers: [plain, dictionaries], tail_bytes })
+    }
+
+    pub(super) fn reader_metadata(&self, rest: Rest) -> &ArrowReaderMetadata {
+        &self.readers[usize::from(rest == Rest::Dictionaries)]
     }
 
     /// The projection mask of one root column.
     pub(super) fn mask(&self, column: usize) -> ProjectionMask {
         ProjectionMask::leaves(self.metadata.file_metadata().schema_descr(), self.leaves(column))
     }
+}
+
+/// What a reader needs to give the types of `schema`, or, where the file does not allow that, its own.
+fn reader_metadata(metadata: &Arc<ParquetMetaData>, schema: &SchemaRef) -> Result<ArrowReaderMetadata, ParquetError> {
+    ArrowReaderMetadata::try_new(Arc::clone(metadata), ArrowReaderOptions::new().with_schema(Arc::clone(schema)))
+        .or_else(|_| ArrowReaderMetadata::try_new(Arc::clone(metadata), ArrowReaderOptions::new()))
+        .or_else(|_| ArrowReaderMetadata::try_new(Arc::clone(metadata), ArrowReaderOptions::new().with_skip_arrow_metadata(true)))
+}
+
+/// The schema with every root string column as a dictionary.
+fn with_dictionaries(schema: &SchemaRef) -> SchemaRef {
+    let fields = schema.fields().iter().map(|field| {
+        let values = match field.data_type() {
+            DataType::LargeUtf8 => DataType::LargeUtf8,
+            data_type if is_string(data_type) => DataType::Utf8,
+            _ => return Arc::clone(field),
+        };
+        let dictionary = DataType::Dictionary(Box::new(DataType::Int32), Box::new(values));
+        Arc::new(Field::new(field.name(), dictionary, field.is_nullable()).with_metadata(field.metadata().clone()))
+    });
+    Arc::new(Schema::new_with_metadata(fields.collect::<Fields>(), schema.metadata().clone()))
 }
 
 /// Whether every data page of a chunk is dictionary-encoded.

@@ -10,7 +10,7 @@ use datafusion::common::pruning::PruningStatistics;
 use datafusion::common::{Column, ScalarValue};
 use datafusion::datasource::physical_plan::parquet::BloomFilterStatistics;
 use datafusion::physical_expr::PhysicalExpr;
-use datafusion::physical_optimizer::pruning::PruningPredicate;
+use datafusion::physical_optimizer::pruning::{PruningPredicate, PruningPredicateBuilder};
 use flightcache_proto::Result;
 use parquet::arrow::arrow_reader::statistics::StatisticsConverter;
 use parquet::bloom_filter::Sbbf;
@@ -38,7 +38,7 @@ pub async fn prune_row_groups(
     limits: &FetchLimits,
     meter: &ScanMeter,
 ) -> Result<Vec<u32>> {
-    let Ok(pruning) = PruningPredicate::try_new(Arc::clone(predicate), Arc::clone(schema)) else {
+    let Ok(pruning) = PruningPredicateBuilder::new().with_file_schema(Arc::clone(schema)).try_build(Arc::clone(predicate)) else {
         return Ok(candidates);
     };
     if pruning.always_true() || candidates.is_empty() {

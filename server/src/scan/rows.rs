@@ -9,7 +9,6 @@ use arrow::compute::{concat_batches, filter_record_batch, take, take_record_batc
 use arrow::datatypes::{Schema, SchemaRef};
 use flightcache_proto::{Error, ErrorKind, Result};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
-use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::load::{LoadError, RowGroupRef};
@@ -78,7 +77,8 @@ impl Engine {
             *at = place;
         }
         let request = self.next_request();
-        let reads = wanted.iter().map(|(&group, offsets)| {
+        let mut reads = Vec::with_capacity(wanted.len());
+        for (&group, offsets) in &wanted {
             let row_group = RowGroupRef {
                 footer: Arc::clone(&object.footer),
                 row_group: group,
@@ -88,8 +88,8 @@ impl Engine {
             };
             let offsets = UInt32Array::from_iter_values(offsets.keys().copied());
             let work = Arc::clone(self).pick_from(row_group, Arc::clone(&object.columns), read.clone(), offsets, Arc::clone(&schema));
-            async move { AbortOnDropHandle::new(tokio::spawn(work)).await.unwrap_or_else(|e| Err(Error::internal(format!("row read: {e}")))) }
-        });
+            reads.push(async move { AbortOnDropHandle::new(tokio::spawn(work)).await.unwrap_or_else(|e| Err(Error::internal(format!("row read: {e}")))) });
+        }
         let mut reads = futures::stream::iter(reads).buffered(ROW_GROUPS_AT_A_TIME);
         let (mut picked, mut bytes) = (Vec::new(), 0);
         while let Some(batch) = reads.try_next().await? {
