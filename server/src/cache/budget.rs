@@ -4,6 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use super::reserve::Reservation;
+
 /// Bytes by what holds them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -23,9 +25,15 @@ impl Usage {
 }
 
 /// Counts bytes against a capacity (for residents) and a capacity plus reserve (for everything).
+///
+/// The three counts change under one lock, so every reader sees a sum that was true at one moment. Residents never exceed
+/// the capacity, except while [`Cache::set_capacity`](super::Cache::set_capacity) shrinks it. A reservation is granted only
+/// if everything then fits; a value heavier than its reservation is the one thing that can exceed the limit afterwards, and
+/// residents are evicted for it at once.
 #[derive(Debug)]
 pub struct Budget {
     state: Mutex<State>,
+    /// Told whenever a reservation that had to wait may fit.
     pub(super) released: Notify,
 }
 
@@ -36,30 +44,10 @@ struct State {
     reserve: u64,
 }
 
-/// Why memory could not be reserved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ReserveError {
-    /// It can never fit.
-    #[error("{wanted} bytes are more than the cache's capacity and reserve of {limit} bytes")]
-    TooLarge {
-        /// Bytes asked for.
-        wanted: u64,
-        /// Capacity plus reserve.
-        limit: u64,
-    },
-    /// It did not fit in time.
-    #[error("{wanted} bytes of memory did not become free in time")]
-    TimedOut {
-        /// Bytes asked for.
-        wanted: u64,
-    },
-}
-
-/// Bytes reserved for a load. Released on drop.
-#[derive(Debug)]
-pub struct Reservation {
-    budget: Arc<Budget>,
-    bytes: u64,
+impl State {
+    fn limit(&self) -> u64 {
+        self.capacity.saturating_add(self.reserve)
+    }
 }
 
 impl Budget {
@@ -89,8 +77,7 @@ impl Budget {
 
     /// Bound on all bytes.
     pub fn limit(&self) -> u64 {
-        let state = self.lock();
-        state.capacity.saturating_add(state.reserve)
+        self.lock().limit()
     }
 
     pub(super) fn set_capacity(&self, capacity: u64) {
@@ -98,18 +85,25 @@ impl Budget {
         self.released.notify_waiters();
     }
 
-    /// Charges a resident entry if it fits.
-    pub(super) fn try_admit(&self, weight: u64) -> bool {
+    /// Charges a loaded value and takes over what was reserved for it, in one step.
+    pub(super) fn reserved_to_streaming(&self, reserved: u64, weight: u64) {
+        {
+            let usage = &mut self.lock().usage;
+            usage.in_flight -= reserved;
+            usage.streaming += weight;
+        }
+        self.released.notify_waiters();
+    }
+
+    /// Moves a value to the residents if they then still fit.
+    pub(super) fn streaming_to_resident(&self, weight: u64) -> bool {
         let mut state = self.lock();
         let fits = state.usage.resident.saturating_add(weight) <= state.capacity;
         if fits {
+            state.usage.streaming -= weight;
             state.usage.resident += weight;
         }
         fits
-    }
-
-    pub(super) fn charge_streaming(&self, weight: u64) {
-        self.lock().usage.streaming += weight;
     }
 
     pub(super) fn resident_to_streaming(&self, weight: u64) {
@@ -120,71 +114,46 @@ impl Budget {
 
     pub(super) fn release(&self, weight: u64, resident: bool) {
         {
-            let mut state = self.lock();
+            let usage = &mut self.lock().usage;
             if resident {
-                state.usage.resident -= weight;
+                usage.resident -= weight;
             } else {
-                state.usage.streaming -= weight;
+                usage.streaming -= weight;
             }
         }
         self.released.notify_waiters();
     }
 
-    /// Reserves without waiting.
-    pub fn try_reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
+    /// Reserves if it fits as things are.
+    pub(super) fn try_reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
         let mut state = self.lock();
-        let fits = state.usage.total().saturating_add(bytes) <= state.capacity.saturating_add(state.reserve);
+        let fits = state.usage.total().saturating_add(bytes) <= state.limit();
         fits.then(|| {
             state.usage.in_flight += bytes;
-            Reservation { budget: Arc::clone(self), bytes }
+            Reservation::granted(Arc::clone(self), bytes)
         })
+    }
+
+    pub(super) fn unreserve(&self, bytes: u64) {
+        self.lock().usage.in_flight -= bytes;
+        self.released.notify_waiters();
     }
 
     /// Whether evicting could make room: what cannot be evicted leaves enough.
     pub(super) fn eviction_may_help(&self, bytes: u64) -> bool {
         let state = self.lock();
         let fixed = state.usage.in_flight + state.usage.streaming;
-        state.usage.resident > 0 && fixed.saturating_add(bytes) <= state.capacity.saturating_add(state.reserve)
+        state.usage.resident > 0 && fixed.saturating_add(bytes) <= state.limit()
     }
 
     /// Whether more is held than capacity and reserve.
     pub(super) fn is_over(&self) -> bool {
         let state = self.lock();
-        state.usage.total() > state.capacity.saturating_add(state.reserve)
+        state.usage.total() > state.limit()
     }
 
     pub(super) fn residents_are_over(&self) -> bool {
         let state = self.lock();
         state.usage.resident > state.capacity
-    }
-}
-
-impl Reservation {
-    /// Bytes still reserved.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Gives back all but `bytes`.
-    pub fn shrink_to(&mut self, bytes: u64) {
-        let given = self.bytes.saturating_sub(bytes);
-        if given > 0 {
-            self.bytes -= given;
-            self.budget.lock().usage.in_flight -= given;
-            self.budget.released.notify_waiters();
-        }
-    }
-
-    /// Takes up to `bytes` out, as a reservation of its own.
-    pub fn split(&mut self, bytes: u64) -> Self {
-        let bytes = bytes.min(self.bytes);
-        self.bytes -= bytes;
-        Self { budget: Arc::clone(&self.budget), bytes }
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        self.shrink_to(0);
     }
 }

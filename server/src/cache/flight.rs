@@ -8,16 +8,16 @@ use futures::future::Shared;
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::budget::Reservation;
-use super::cache::{Cache, CacheKey};
-use super::entry::Pinned;
+use super::entry::{Entry, Pinned};
+use super::lookup::{Cache, CacheKey};
+use super::reserve::Reservation;
 
 /// How a load ended without a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FlightError<E> {
     /// The load failed.
     Failed(E),
-    /// The load ended without an answer: its task panicked.
+    /// The load ended without an answer: its task panicked, was never started, or its runtime shut down.
     Abandoned,
 }
 
@@ -33,7 +33,8 @@ impl LoadGroup {
         Self::default()
     }
 
-    /// Starts the task. It owns the permits, and must not own flights of this group, which would keep it alive.
+    /// Starts the task, on the current Tokio runtime. It owns the permits, and must not own flights of this group, which
+    /// would keep it alive. Once all its permits are answered it may be aborted at its next await.
     pub fn spawn(&self, load: impl Future<Output = ()> + Send + 'static) {
         let handle = AbortOnDropHandle::new(tokio::spawn(load));
         // A second task would be dropped, and with it its permits: waiters then see an abandoned load.
@@ -52,6 +53,12 @@ struct Inner<V, E> {
 /// A load under way. Holding it keeps the load alive.
 #[derive(Debug)]
 pub struct Flight<V, E>(Arc<Inner<V, E>>);
+
+impl<V, E> Clone for Flight<V, E> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
 
 impl<V, E: Clone> Flight<V, E> {
     /// The value, once it is loaded.
@@ -81,6 +88,10 @@ impl<V, E> Record<V, E> {
         Some(Flight(flight))
     }
 
+    pub(super) fn wants_to_stay(&self) -> bool {
+        self.populate.load(Ordering::Acquire)
+    }
+
     fn belongs_to(&self, permit: &Arc<AtomicBool>) -> bool {
         Arc::ptr_eq(&self.populate, permit)
     }
@@ -97,7 +108,13 @@ pub struct Permit<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync 
 }
 
 impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Permit<K, V, E> {
-    pub(super) fn new(cache: &Arc<Cache<K, V, E>>, key: K, request: u64, populate: bool, group: &LoadGroup) -> (Self, Flight<V, E>, Record<V, E>) {
+    pub(super) fn new(
+        cache: &Arc<Cache<K, V, E>>,
+        key: K,
+        request: u64,
+        populate: bool,
+        group: &LoadGroup,
+    ) -> (Self, Flight<V, E>, Record<V, E>) {
         let (sender, receiver) = oneshot::channel();
         let flight = Flight(Arc::new(Inner { answer: receiver.shared(), _group: group.clone() }));
         let populate = Arc::new(AtomicBool::new(populate));
@@ -113,16 +130,16 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Pe
 
     /// Hands the value to everyone who waits, and to the cache if it is wanted there and fits.
     ///
-    /// The reservation is released only after the value is charged, so for a moment both count.
-    pub fn complete(mut self, value: V, weight_bytes: u64, reservation: Reservation) {
-        let wanted = self.populate.load(Ordering::Acquire);
-        let entry = self.cache.admit(&self.key, value, weight_bytes, self.request, wanted, |record| record.belongs_to(&self.populate));
-        drop(reservation);
-        self.cache.shrink_to_limit();
+    /// The reservation, if any, is exchanged for the weight in one step: at no moment do both count. A weight beyond it
+    /// may exceed the limit until as much is evicted, which is done before this returns, as far as it helps.
+    pub fn complete(mut self, value: V, weight_bytes: u64, reservation: impl Into<Option<Reservation>>) -> Pinned<V> {
+        let entry = Arc::new(Entry::detached(value, weight_bytes, reservation.into(), &self.cache.budget));
+        self.cache.admit(&self.key, &entry, self.request, |record| record.belongs_to(&self.populate));
         if let Some(answer) = self.answer.take() {
             // Nobody waits any more: then the value is in the cache, or gone.
-            let _ = answer.send(Ok(entry));
+            let _ = answer.send(Ok(Arc::clone(&entry)));
         }
+        entry
     }
 
     /// Tells everyone who waits that the load failed. Nothing stays behind.

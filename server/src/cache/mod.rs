@@ -11,29 +11,41 @@
 //! - **Order.** Segmented LRU (Karedla, Love, Wherry: *Caching Strategies to Improve Disk System Performance*, 1994). A new
 //!   entry is on probation; use by a second request protects it; the protected hold a share of the capacity, the least
 //!   recently used of them fall back to probation. Victims come from probation first. So one large scan flushes probation
-//!   only. A protected share of 0 makes it plain LRU.
+//!   only. A protected share of 0 makes it plain LRU. The price: protected entries do not age, so a new working set that is
+//!   read in rounds longer than probation is never found there and never displaces them (`tests/scan_resistance.rs`).
 //! - **One budget.** Every use stamps an entry with a tick of one clock. A victim is taken from the partition whose oldest
 //!   tick is the smallest, which makes the order global, and lets a hot partition take space from a cold one. Ticks are read
 //!   without locks: a victim may be younger than the globally oldest entry only by uses that happened between reading the
 //!   ticks and locking the partition. With one thread the order is exact.
 //! - **Locks.** Each partition has one mutex, the budget has one. A partition's is never taken while another partition's or
-//!   the budget's is held; the budget's is taken last. None is held across an await, and no caller's code runs under one,
-//!   except predicates of [`Cache::remove_if`] and [`Cache::for_each_resident`].
+//!   the budget's is held; the budget's is taken last. None is held across an await. What runs of the caller's code under
+//!   one: a key's `Hash`, `Eq` and `Clone`, the predicate of [`Cache::remove_if`], the visitor of
+//!   [`Cache::for_each_resident`]. Values are dropped outside.
+//! - **Waiting for memory.** Who waits for a load while holding other entries may wait for others who do the same: evicted
+//!   entries in use cannot be freed. The time limit of [`Cache::reserve`] ends that; a reserve for what all requests can hold
+//!   at once prevents it.
 //! - **Cancel, error, panic.** A load runs in a task of its own that only those who wait for it keep alive. When the last
 //!   one leaves it is aborted. A permit that is dropped for whatever reason removes its record, and whoever still waits
 //!   learns that the load was abandoned.
 //!
-//! Reading order: [`budget`], [`entry`], [`partition`], [`cache`], [`flight`], [`weight`].
+//! Reading order: `budget`, `entry`, `partition`, `flight`, `lookup`, `evict`, `reserve`, `stats`; `weight` stands alone.
 
 mod budget;
-mod cache;
 mod entry;
+mod evict;
 mod flight;
+mod lookup;
 mod partition;
+mod reserve;
+mod stats;
+#[cfg(test)]
+mod tests;
 mod weight;
 
-pub use budget::{Budget, Reservation, ReserveError, Usage};
-pub use cache::{Cache, CacheConfig, CacheKey, CacheStats, Lookup};
+pub use budget::{Budget, Usage};
 pub use entry::{Entry, Pinned};
 pub use flight::{Flight, FlightError, LoadGroup, Permit};
+pub use lookup::{Cache, CacheConfig, CacheKey, Lookup};
+pub use reserve::{Reservation, ReserveError};
+pub use stats::CacheStats;
 pub use weight::{buffers_weight, compact};

@@ -1,0 +1,174 @@
+//! The cache: partitions over one budget, and looking keys up in them.
+
+use std::hash::Hash;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::budget::Budget;
+use super::entry::{Entry, Pinned};
+use super::flight::{Flight, LoadGroup, Permit};
+use super::partition::{Partition, Tails};
+use super::stats::{CacheStats, Counters};
+
+/// What can be a key.
+pub trait CacheKey: Clone + Eq + Hash + Send + Sync + 'static {
+    /// Decides the partition: the hash slot.
+    fn partition_hash(&self) -> u64;
+}
+
+/// How a cache is made.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheConfig {
+    /// Bound on resident bytes.
+    pub capacity_bytes: u64,
+    /// Bytes beyond the capacity for loads and for evicted entries still in use.
+    pub reserve_bytes: u64,
+    /// Number of partitions, at least 1.
+    pub partitions: usize,
+    /// Share of the capacity that protected entries may hold; 0 is plain LRU.
+    pub protected_share: f64,
+    /// How long [`Cache::reserve`] waits.
+    pub reserve_timeout: Duration,
+}
+
+/// What a look-up found.
+pub enum Lookup<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> {
+    /// It is resident.
+    Hit(Pinned<V>),
+    /// Somebody is loading it.
+    Wait(Flight<V, E>),
+    /// The caller has to load it, in the task of the group it passed.
+    Lead(Permit<K, V, E>, Flight<V, E>),
+}
+
+/// A partition under its lock, and what is read of it without.
+type Guarded<K, V, E> = (Mutex<Partition<K, V, E>>, Tails);
+
+/// A byte-capacity cache. See the module's documentation for its rules.
+pub struct Cache<K: CacheKey, V, E> {
+    pub(super) partitions: Vec<Guarded<K, V, E>>,
+    pub(super) budget: Arc<Budget>,
+    /// Ticks once a use.
+    clock: AtomicU64,
+    pub(super) protected_bytes: AtomicU64,
+    pub(super) protected_share: f64,
+    pub(super) reserve_timeout: Duration,
+    pub(super) turnstile: tokio::sync::Mutex<()>,
+    pub(super) counters: Counters,
+}
+
+impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Cache<K, V, E> {
+    /// An empty cache.
+    pub fn new(config: CacheConfig) -> Arc<Self> {
+        Arc::new(Self {
+            partitions: (0..config.partitions.max(1)).map(|_| (Mutex::new(Partition::new()), Tails::default())).collect(),
+            budget: Budget::new(config.capacity_bytes, config.reserve_bytes),
+            clock: AtomicU64::new(0),
+            protected_bytes: AtomicU64::new(0),
+            protected_share: config.protected_share.clamp(0.0, 1.0),
+            reserve_timeout: config.reserve_timeout,
+            turnstile: tokio::sync::Mutex::new(()),
+            counters: Counters::default(),
+        })
+    }
+
+    /// Finds a key, joins its load, or makes the caller load it.
+    ///
+    /// `request` tells one request's uses from another's: only use by a second request protects an entry. `populate` says
+    /// whether a loaded value may stay; joining with `populate` a load begun without makes it stay.
+    ///
+    /// For a batch, look up every key with the same `group`, then [`LoadGroup::spawn`] one task for all that came back as
+    /// [`Lookup::Lead`], without an await in between. One partition is locked at a time.
+    pub fn lookup(self: &Arc<Self>, key: &K, request: u64, populate: bool, group: &LoadGroup) -> Lookup<K, V, E> {
+        let mut moved = 0;
+        let found = self.with_partition(key, |partition| {
+            let protect = self.protected_share > 0.0;
+            if let Some((entry, bytes)) = partition.touch(key, request, self.tick(), protect) {
+                moved = bytes;
+                self.protected_bytes.fetch_add(bytes, Ordering::AcqRel);
+                return Lookup::Hit(entry);
+            }
+            if let Some(flight) = partition.in_flight.get(key).and_then(|record| record.join(populate)) {
+                return Lookup::Wait(flight);
+            }
+            let (permit, flight, record) = Permit::new(self, key.clone(), request, populate, group);
+            partition.in_flight.insert(key.clone(), record);
+            Lookup::Lead(permit, flight)
+        });
+        let counted = match found {
+            Lookup::Hit(_) => &self.counters.hits,
+            Lookup::Wait(_) => {
+                self.counters.joined.fetch_add(1, Ordering::Relaxed);
+                &self.counters.misses
+            }
+            Lookup::Lead(..) => &self.counters.misses,
+        };
+        counted.fetch_add(1, Ordering::Relaxed);
+        if moved > 0 {
+            self.demote_overflow();
+        }
+        found
+    }
+
+    /// Whether a key is resident. Counts as no use.
+    pub fn contains(&self, key: &K) -> bool {
+        self.with_partition(key, |partition| partition.contains(key))
+    }
+
+    /// Calls `visit` with every resident entry, which counts as no use. It runs under a partition's lock and must neither use
+    /// the cache nor wait.
+    pub fn for_each_resident(&self, mut visit: impl FnMut(&K, &Entry<V>)) {
+        for at in 0..self.partitions.len() {
+            self.with_partition_at(at, |partition| partition.entries().for_each(|(key, entry)| visit(key, entry)));
+        }
+    }
+
+    /// Number of resident entries.
+    pub fn len(&self) -> usize {
+        (0..self.partitions.len()).map(|at| self.with_partition_at(at, |partition| partition.len())).sum()
+    }
+
+    /// Whether nothing is resident.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The budget.
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    /// Counts since start.
+    pub fn stats(&self) -> CacheStats {
+        self.counters.snapshot()
+    }
+
+    /// Loads under way that somebody waits for or works on.
+    pub fn loads_under_way(&self) -> usize {
+        (0..self.partitions.len()).map(|at| self.with_partition_at(at, |partition| partition.in_flight.len())).sum()
+    }
+
+    /// An entry that is counted but not in the cache. Release what was reserved for it first, or both count.
+    pub fn detached(&self, value: V, weight_bytes: u64) -> Pinned<V> {
+        let entry = Arc::new(Entry::detached(value, weight_bytes, None, &self.budget));
+        self.evict_overflow();
+        entry
+    }
+
+    pub(super) fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn with_partition<T>(&self, key: &K, work: impl FnOnce(&mut Partition<K, V, E>) -> T) -> T {
+        self.with_partition_at((key.partition_hash() % self.partitions.len() as u64) as usize, work)
+    }
+
+    pub(super) fn with_partition_at<T>(&self, at: usize, work: impl FnOnce(&mut Partition<K, V, E>) -> T) -> T {
+        let (partition, tails) = &self.partitions[at];
+        let mut partition: MutexGuard<'_, _> = partition.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = work(&mut partition);
+        partition.publish(tails);
+        result
+    }
+}
