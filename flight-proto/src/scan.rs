@@ -180,7 +180,8 @@ mod tests {
 
     #[test]
     fn the_contract_json_is_read() {
-        let scan = ScanRequest::parse(br#"{"url": "s3://lake/t.parquet", "columns": ["a"], "filter": "a < 24", "limit": 10}"#).unwrap();
+        let scan =
+            ScanRequest::parse(br#"{"url": "s3://lake/t.parquet", "columns": ["a"], "filter": "a < 24", "limit": 10}"#).unwrap();
         assert_eq!(scan.columns.as_deref(), Some(&["a".to_owned()][..]));
         assert_eq!(scan.limit, Some(10));
         let typo = ScanRequest::parse(br#"{"url": "s3://lake/t.parquet", "colums": ["a"]}"#).unwrap_err();

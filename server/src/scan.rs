@@ -114,7 +114,8 @@ fn file_column(source: &ColumnSource) -> Option<usize> {
 /// A schema as an encapsulated IPC message's header.
 pub(crate) fn ipc_schema(schema: &Schema) -> Result<Vec<u8>> {
     let mut tracker = DictionaryTracker::new(false);
-    let encoded = IpcDataGenerator::default().schema_to_bytes_with_dictionary_tracker(schema, &mut tracker, &IpcWriteOptions::default());
+    let encoded =
+        IpcDataGenerator::default().schema_to_bytes_with_dictionary_tracker(schema, &mut tracker, &IpcWriteOptions::default());
     if encoded.ipc_message.is_empty() {
         return Err(Error::internal("the schema cannot be encoded"));
     }
@@ -122,8 +123,10 @@ pub(crate) fn ipc_schema(schema: &Schema) -> Result<Vec<u8>> {
 }
 
 fn parse_ipc_schema(bytes: &[u8]) -> Result<Schema> {
-    let message = arrow::ipc::root_as_message(bytes).map_err(|e| Error::invalid(format!("ticket: its schema cannot be read: {e}")))?;
+    let message =
+        arrow::ipc::root_as_message(bytes).map_err(|e| Error::invalid(format!("ticket: its schema cannot be read: {e}")))?;
     let schema = message.header_as_schema().ok_or_else(|| Error::invalid("ticket: its schema is none"))?;
     // The converter trusts its input to name types it knows.
-    std::panic::catch_unwind(|| arrow::ipc::convert::fb_to_schema(schema)).map_err(|_| Error::invalid("ticket: its schema has unknown types"))
+    std::panic::catch_unwind(|| arrow::ipc::convert::fb_to_schema(schema))
+        .map_err(|_| Error::invalid("ticket: its schema has unknown types"))
 }

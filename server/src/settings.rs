@@ -140,7 +140,11 @@ impl Settings {
 
 /// Command line of `flightcache-server`.
 #[derive(Debug, Parser, Serialize)]
-#[command(name = "flightcache-server", version, about = "Shared columnar cache in front of Parquet on object stores, served over Arrow Flight")]
+#[command(
+    name = "flightcache-server",
+    version,
+    about = "Shared columnar cache in front of Parquet on object stores, served over Arrow Flight"
+)]
 pub struct Flags {
     /// TOML file with any of the settings.
     #[arg(long, env = "FLIGHTCACHE_CONFIG", value_name = "FILE")]
@@ -264,7 +268,8 @@ mod tests {
         let toml = "capacity = \"2GiB\"\nfreshness = \"immutable\"\n[[source]]\nurl = \"s3://lake/\"\n[source.options]\nsecret_access_key = \"hush\"\n";
         std::fs::write(file.path(), toml).unwrap();
         let path = file.path().to_str().unwrap();
-        let settings = flags(&["--config", path, "--capacity", "3GiB", "--source", "file:///data/", "s3://lake/"]).settings().unwrap();
+        let settings =
+            flags(&["--config", path, "--capacity", "3GiB", "--source", "file:///data/", "s3://lake/"]).settings().unwrap();
         assert_eq!(settings.capacity, ByteSize::gib(3));
         assert_eq!(settings.freshness, Freshness::Immutable);
         assert_eq!(settings.sources.len(), 2);

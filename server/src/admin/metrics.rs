@@ -107,7 +107,20 @@ macro_rules! meter {
     };
 }
 
-meter!(rows, bytes, row_groups, row_groups_pruned, chunks_hit, chunks_missed, store_bytes, store_requests, fetch_us, decode_us, filter_us, encode_us);
+meter!(
+    rows,
+    bytes,
+    row_groups,
+    row_groups_pruned,
+    chunks_hit,
+    chunks_missed,
+    store_bytes,
+    store_requests,
+    fetch_us,
+    decode_us,
+    filter_us,
+    encode_us
+);
 
 impl ScanMeter {
     /// One read from a store.

@@ -37,7 +37,12 @@ pub(super) async fn run(engine: &Arc<Engine>, name: &str, body: &[u8]) -> Result
             let request = ScanRequest::parse(body)?;
             return Ok(engine.warm(request).map(|progress| progress.and_then(|progress| to_result(&progress))).boxed());
         }
-        _ => return Err(Error::invalid(format!("unknown action {name:?}; there are {}", action::ALL.map(|(name, _)| name).join(", ")))),
+        _ => {
+            return Err(Error::invalid(format!(
+                "unknown action {name:?}; there are {}",
+                action::ALL.map(|(name, _)| name).join(", ")
+            )));
+        }
     };
     Ok(futures::stream::iter(results).boxed())
 }

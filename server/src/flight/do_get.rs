@@ -58,7 +58,11 @@ impl Drop for Ending {
 }
 
 /// Plans a ticket's scan and opens its stream. The meter goes on counting while the stream is read.
-pub(super) async fn do_get(engine: &Arc<Engine>, ticket: &[u8], meter: &Arc<ScanMeter>) -> Result<BoxStream<'static, Result<FlightData>>> {
+pub(super) async fn do_get(
+    engine: &Arc<Engine>,
+    ticket: &[u8],
+    meter: &Arc<ScanMeter>,
+) -> Result<BoxStream<'static, Result<FlightData>>> {
     let started_at = Instant::now();
     let (request, share) = match Ticket::parse(ticket)? {
         Ticket::Scan(request) => (request, None),
@@ -67,7 +71,13 @@ pub(super) async fn do_get(engine: &Arc<Engine>, ticket: &[u8], meter: &Arc<Scan
     let plan = Arc::new(engine.plan(request, share, meter).await?);
     let metrics = Arc::clone(engine.metrics());
     metrics.active_scans.inc();
-    let ending = Ending { plan: Arc::clone(&plan), meter: Arc::clone(meter), metrics: Arc::clone(&metrics), started_at, outcome: Some(ErrorKind::Cancelled) };
+    let ending = Ending {
+        plan: Arc::clone(&plan),
+        meter: Arc::clone(meter),
+        metrics: Arc::clone(&metrics),
+        started_at,
+        outcome: Some(ErrorKind::Cancelled),
+    };
     let mut encoder = Encoder::default();
     let schema = encoder.schema(&plan.schema)?;
     let mut batches = Box::pin(engine.execute(plan, Arc::clone(meter)));

@@ -36,7 +36,10 @@ impl Encoder {
         let encoded = self.generator.schema_to_bytes_with_dictionary_tracker(schema, &mut tracker, &self.options);
         let frame = FlightData { data_header: encoded.ipc_message.into(), ..FlightData::default() };
         if frame.data_header.len() + ENVELOPE_BYTES > MAX_FRAME_BYTES {
-            let message = format!("a schema of {} fields does not fit a message of {MAX_FRAME_BYTES} bytes; name fewer columns", schema.fields().len());
+            let message = format!(
+                "a schema of {} fields does not fit a message of {MAX_FRAME_BYTES} bytes; name fewer columns",
+                schema.fields().len()
+            );
             return Err(Error::new(ErrorKind::ResourceExhausted, message));
         }
         Ok(frame)
@@ -70,9 +73,13 @@ impl Encoder {
             return Ok(());
         }
         if rows == 1 {
-            let widest = batch.columns().iter().zip(batch.schema_ref().fields()).max_by_key(|(array, _)| array.get_buffer_memory_size());
+            let widest =
+                batch.columns().iter().zip(batch.schema_ref().fields()).max_by_key(|(array, _)| array.get_buffer_memory_size());
             let name = widest.map_or("", |(_, field)| field.name());
-            let message = format!("one row holds {} bytes, more than a message's bound of {MAX_FRAME_BYTES}; its widest column is {name:?}", frame_bytes(&frame));
+            let message = format!(
+                "one row holds {} bytes, more than a message's bound of {MAX_FRAME_BYTES}; its widest column is {name:?}",
+                frame_bytes(&frame)
+            );
             return Err(Error::new(ErrorKind::ResourceExhausted, message));
         }
         drop(frame);
@@ -119,13 +126,16 @@ fn compact_views(batch: &RecordBatch) -> Result<RecordBatch> {
     }
     let columns = batch.columns().iter().map(compact).collect::<Result<Vec<_>>>()?;
     let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-    RecordBatch::try_new_with_options(batch.schema(), columns, &options).map_err(|e| Error::internal(format!("compacting views: {e}")))
+    RecordBatch::try_new_with_options(batch.schema(), columns, &options)
+        .map_err(|e| Error::internal(format!("compacting views: {e}")))
 }
 
 fn has_views(data_type: &DataType) -> bool {
     match data_type {
         DataType::Utf8View | DataType::BinaryView => true,
-        DataType::List(field) | DataType::LargeList(field) | DataType::ListView(field) | DataType::LargeListView(field) => has_views(field.data_type()),
+        DataType::List(field) | DataType::LargeList(field) | DataType::ListView(field) | DataType::LargeListView(field) => {
+            has_views(field.data_type())
+        }
         DataType::FixedSizeList(field, _) | DataType::Map(field, _) => has_views(field.data_type()),
         DataType::Struct(fields) => fields.iter().any(|field| has_views(field.data_type())),
         DataType::Union(fields, _) => fields.iter().any(|(_, field)| has_views(field.data_type())),
@@ -141,8 +151,16 @@ fn compact(array: &ArrayRef) -> Result<ArrayRef> {
             // Taking the rows rids children of what lies outside the slice; then their views are compacted.
             let array = copy(array)?;
             let data = array.to_data();
-            let children = data.child_data().iter().map(|child| compact(&make_array(child.clone())).map(|child| child.to_data())).collect::<Result<Vec<_>>>()?;
-            let data = data.into_builder().child_data(children).build().map_err(|e| Error::internal(format!("compacting views: {e}")))?;
+            let children = data
+                .child_data()
+                .iter()
+                .map(|child| compact(&make_array(child.clone())).map(|child| child.to_data()))
+                .collect::<Result<Vec<_>>>()?;
+            let data = data
+                .into_builder()
+                .child_data(children)
+                .build()
+                .map_err(|e| Error::internal(format!("compacting views: {e}")))?;
             Ok(make_array(data))
         }
         _ => Ok(Arc::clone(array)),
@@ -153,7 +171,8 @@ fn compact(array: &ArrayRef) -> Result<ArrayRef> {
 fn own(batch: &RecordBatch) -> Result<RecordBatch> {
     let columns = batch.columns().iter().map(copy).collect::<Result<Vec<_>>>()?;
     let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-    RecordBatch::try_new_with_options(batch.schema(), columns, &options).map_err(|e| Error::internal(format!("copying rows: {e}")))
+    RecordBatch::try_new_with_options(batch.schema(), columns, &options)
+        .map_err(|e| Error::internal(format!("copying rows: {e}")))
 }
 
 fn copy(array: &ArrayRef) -> Result<ArrayRef> {
@@ -205,10 +224,15 @@ mod tests {
         check("ints", Arc::new((0..1_000_000).collect::<Int64Array>())).await;
         check("long strings", Arc::new((0..90).map(|i| Some(long(i))).collect::<StringArray>())).await;
         check("long views", Arc::new((0..90).map(|i| Some(long(i))).collect::<StringViewArray>())).await;
-        check("short views", Arc::new((0..200_000).map(|i| Some(format!("a string longer than twelve {i}"))).collect::<StringViewArray>())).await;
+        check(
+            "short views",
+            Arc::new((0..200_000).map(|i| Some(format!("a string longer than twelve {i}"))).collect::<StringViewArray>()),
+        )
+        .await;
         let lists = (0..3_000).map(|i| Some((0..i % 900).map(|v| Some(i64::from(v))).collect::<Vec<_>>()));
         check("lists", Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>(lists))).await;
-        let views: ArrayRef = Arc::new((0..60_000).map(|i| Some(format!("a string longer than twelve {i}"))).collect::<StringViewArray>());
+        let views: ArrayRef =
+            Arc::new((0..60_000).map(|i| Some(format!("a string longer than twelve {i}"))).collect::<StringViewArray>());
         let field = Arc::new(Field::new("v", DataType::Utf8View, true));
         check("views in structs", Arc::new(StructArray::from(vec![(Arc::clone(&field), Arc::clone(&views))]))).await;
         let offsets = OffsetBuffer::from_lengths(std::iter::repeat_n(20, 3_000));

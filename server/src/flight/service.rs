@@ -6,8 +6,8 @@ use std::time::Instant;
 use arrow_flight::flight_descriptor::DescriptorType;
 use arrow_flight::flight_service_server::FlightService;
 use arrow_flight::{
-    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, HandshakeRequest, HandshakeResponse,
-    Location, PollInfo, PutResult, Result as ActionResult, SchemaResult, Ticket as FlightTicket,
+    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, HandshakeRequest,
+    HandshakeResponse, Location, PollInfo, PutResult, Result as ActionResult, SchemaResult, Ticket as FlightTicket,
 };
 use bytes::Bytes;
 use flightcache_proto::{Error, Result, ScanRequest, Ticket, action};
@@ -76,7 +76,14 @@ impl FlightcacheService {
             });
         }
         let stats = meter.snapshot();
-        tracing::info!(url, endpoints = info.endpoint.len(), store_requests = stats.store_requests, fetch_us = stats.fetch_us, elapsed_us = started.elapsed().as_micros() as u64, "get_flight_info");
+        tracing::info!(
+            url,
+            endpoints = info.endpoint.len(),
+            store_requests = stats.store_requests,
+            fetch_us = stats.fetch_us,
+            elapsed_us = started.elapsed().as_micros() as u64,
+            "get_flight_info"
+        );
         Ok(info)
     }
 
@@ -100,7 +107,9 @@ impl FlightcacheService {
                     ticket: Some(FlightTicket { ticket: Ticket::Scan(request).encode().into() }),
                     ..FlightEndpoint::default()
                 }],
-                total_records: (0..footer.metadata.num_row_groups() as u32).map(|group| footer.row_group_rows(group) as i64).sum(),
+                total_records: (0..footer.metadata.num_row_groups() as u32)
+                    .map(|group| footer.row_group_rows(group) as i64)
+                    .sum(),
                 total_bytes: bytes as i64,
                 ordered: true,
                 app_metadata: metadata.to_string().into(),
@@ -181,7 +190,8 @@ impl FlightService for FlightcacheService {
     }
 
     async fn list_actions(&self, _: Request<Empty>) -> Answer<Self::ListActionsStream> {
-        let types = action::ALL.map(|(name, description)| Ok(ActionType { r#type: name.to_owned(), description: description.to_owned() }));
+        let types = action::ALL
+            .map(|(name, description)| Ok(ActionType { r#type: name.to_owned(), description: description.to_owned() }));
         Ok(Response::new(futures::stream::iter(types).boxed()))
     }
 

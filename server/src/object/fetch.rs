@@ -190,7 +190,13 @@ impl ObjectRef {
     }
 
     /// The bytes of `ranges` of one version, in few concurrent requests. An overwritten object is [`ErrorKind::Changed`].
-    pub async fn ranges(&self, version: Option<&Version>, ranges: &[Range<u64>], limits: &FetchLimits, meter: &ScanMeter) -> Result<Segments> {
+    pub async fn ranges(
+        &self,
+        version: Option<&Version>,
+        ranges: &[Range<u64>],
+        limits: &FetchLimits,
+        meter: &ScanMeter,
+    ) -> Result<Segments> {
         let reads = futures::stream::iter(coalesce(ranges)).map(|range| async move {
             let options = GetOptions {
                 range: Some(GetRange::Bounded(range.clone())),
@@ -205,11 +211,15 @@ impl ObjectRef {
                 ..GetOptions::default()
             };
             let what = format!("bytes {}..{}", range.start, range.end);
-            let (meta, bytes) = self.get(options, &what, limits, meter).await.map_err(|error| store_error(&self.url, &what, &error))?;
+            let (meta, bytes) =
+                self.get(options, &what, limits, meter).await.map_err(|error| store_error(&self.url, &what, &error))?;
             if let (Some(expected), Some(found)) = (version, Version::new(meta.e_tag.as_deref(), meta.version.as_deref())) {
                 // Not every store honours If-Match.
                 if matches!(expected, Version::ETag(_)) && *expected != found {
-                    return Err(Error::new(ErrorKind::Changed, format!("{} {what}: now {found}, no longer {expected}", self.url)));
+                    return Err(Error::new(
+                        ErrorKind::Changed,
+                        format!("{} {what}: now {found}, no longer {expected}", self.url),
+                    ));
                 }
             }
             if bytes.len() as u64 != range.end - range.start {

@@ -174,12 +174,10 @@ fn open(source: &SourceSettings, metrics: &Metrics) -> Result<(Arc<dyn ObjectSto
         return Ok((Arc::new(LocalFileSystem::new()), Some(local_root)));
     }
     let bucket = source.url.strip_prefix("s3://").and_then(|rest| rest.split('/').next()).unwrap_or_default();
-    let mut builder = AmazonS3Builder::from_env()
-        .with_bucket_name(bucket)
-        .with_http_connector(CountingConnector {
-            requests: metrics.store_http_requests.clone(),
-            retried: metrics.store_retries.clone(),
-        });
+    let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_http_connector(CountingConnector {
+        requests: metrics.store_http_requests.clone(),
+        retried: metrics.store_retries.clone(),
+    });
     for (key, value) in &source.options {
         let key: AmazonS3ConfigKey = key.parse().map_err(|_| failed(format!("unknown S3 option `{key}`")))?;
         builder = builder.with_config(key, value);
@@ -209,7 +207,14 @@ mod tests {
         let object = sources.object("s3://lake/public/a/t.parquet").unwrap();
         assert_eq!(object.url(), "s3://lake/public/a/t.parquet");
         assert_eq!(object.key(), "public/a/t.parquet");
-        for url in ["s3://lake/private/t", "s3://lake/publicity/t", "s3://other/public/t", "file:///etc/passwd", "s3://lake/*/t", "s3://lake/public"] {
+        for url in [
+            "s3://lake/private/t",
+            "s3://lake/publicity/t",
+            "s3://other/public/t",
+            "file:///etc/passwd",
+            "s3://lake/*/t",
+            "s3://lake/public",
+        ] {
             assert_eq!(sources.resolve(url).map(|_| ()).unwrap_err().kind, ErrorKind::Denied, "{url}");
         }
         assert!(matches!(sources.resolve("s3://lake/public/**/*.parquet"), Ok(Target::Many(_))));

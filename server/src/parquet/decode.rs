@@ -41,7 +41,11 @@ impl ChunkReader for Bytewise {
         let tail = self.segments.tail(start).ok_or_else(|| outside(start))?;
         const HEADER_WINDOW: u64 = 64 << 10;
         if (tail.len() as u64) < HEADER_WINDOW {
-            if let Some(joined) = (tail.len() as u64 + 1..=HEADER_WINDOW).rev().step_by(4 << 10).find_map(|len| self.segments.get(start..start + len)) {
+            if let Some(joined) = (tail.len() as u64 + 1..=HEADER_WINDOW)
+                .rev()
+                .step_by(4 << 10)
+                .find_map(|len| self.segments.get(start..start + len))
+            {
                 return Ok(bytes::Buf::reader(joined));
             }
         }
@@ -59,7 +63,14 @@ fn outside(start: u64) -> ParquetError {
 }
 
 /// A reader of some root columns of one row group, `batch_rows` rows at a time.
-fn reader(footer: &Footer, row_group: u32, mask: ProjectionMask, rest: Rest, segments: &Segments, batch_rows: usize) -> ParquetResult<ParquetRecordBatchReader> {
+fn reader(
+    footer: &Footer,
+    row_group: u32,
+    mask: ProjectionMask,
+    rest: Rest,
+    segments: &Segments,
+    batch_rows: usize,
+) -> ParquetResult<ParquetRecordBatchReader> {
     let bytes = Bytewise { segments: segments.clone(), size: footer.size };
     ParquetRecordBatchReaderBuilder::new_with_metadata(bytes, footer.reader_metadata(rest).clone())
         .with_row_groups(vec![row_group as usize])
@@ -92,9 +103,9 @@ pub fn decode_chunk(footer: &Footer, row_group: u32, column: usize, segments: &S
     let mut piece_rows = piece_rows;
     loop {
         let reader = reader(footer, row_group, footer.mask(column), rest, segments, piece_rows);
-        let read = reader.map_err(|e| parquet_error(url, &what(), &e)).and_then(|reader| {
-            reader.map(|batch| batch.map_err(|e| arrow_error(url, &what(), &e))).collect::<Result<Vec<_>>>()
-        });
+        let read = reader
+            .map_err(|e| parquet_error(url, &what(), &e))
+            .and_then(|reader| reader.map(|batch| batch.map_err(|e| arrow_error(url, &what(), &e))).collect::<Result<Vec<_>>>());
         match read {
             Ok(batches) => {
                 for batch in batches {
@@ -153,8 +164,12 @@ pub struct Bands {
 /// The batches hold the columns in file order.
 pub fn decode_bands(footer: &Footer, row_group: u32, columns: &[usize], segments: &Segments) -> Result<Bands> {
     let url = footer.object.url().to_owned();
-    let mask = ProjectionMask::leaves(footer.metadata.file_metadata().schema_descr(), columns.iter().flat_map(|&column| footer.leaves(column)));
-    let reader = reader(footer, row_group, mask, Rest::Plain, segments, SLICE_ROWS).map_err(|e| parquet_error(&url, "row group", &e))?;
+    let mask = ProjectionMask::leaves(
+        footer.metadata.file_metadata().schema_descr(),
+        columns.iter().flat_map(|&column| footer.leaves(column)),
+    );
+    let reader =
+        reader(footer, row_group, mask, Rest::Plain, segments, SLICE_ROWS).map_err(|e| parquet_error(&url, "row group", &e))?;
     Ok(Bands { reader, url })
 }
 

@@ -95,17 +95,23 @@ impl Footer {
                     parquet::basic::Type::BOOLEAN => 1,
                     parquet::basic::Type::INT32 | parquet::basic::Type::FLOAT => 4,
                     parquet::basic::Type::INT64 | parquet::basic::Type::DOUBLE | parquet::basic::Type::INT96 => 8,
-                    parquet::basic::Type::FIXED_LEN_BYTE_ARRAY => u64::try_from(chunk.column_descr().type_length()).unwrap_or(16).max(16),
+                    parquet::basic::Type::FIXED_LEN_BYTE_ARRAY => {
+                        u64::try_from(chunk.column_descr().type_length()).unwrap_or(16).max(16)
+                    }
                     parquet::basic::Type::BYTE_ARRAY => 8,
                 };
                 let stated = chunk.unencoded_byte_array_data_bytes().and_then(|bytes| u64::try_from(bytes).ok());
                 let text = match chunk.column_descr().physical_type() {
                     parquet::basic::Type::BYTE_ARRAY if is_dictionary_encoded(chunk) => chunk.uncompressed_size().unsigned_abs(),
-                    parquet::basic::Type::BYTE_ARRAY => stated.unwrap_or(chunk.uncompressed_size().unsigned_abs().saturating_mul(2)),
+                    parquet::basic::Type::BYTE_ARRAY => {
+                        stated.unwrap_or(chunk.uncompressed_size().unsigned_abs().saturating_mul(2))
+                    }
                     _ => 0,
                 };
                 // Values, their offsets for nested columns, validity.
-                values.saturating_mul(width + u64::from(chunk.column_descr().max_rep_level() > 0) * 4).saturating_add(text + values / 8)
+                values
+                    .saturating_mul(width + u64::from(chunk.column_descr().max_rep_level() > 0) * 4)
+                    .saturating_add(text + values / 8)
             })
             .fold(64, u64::saturating_add)
     }
@@ -141,9 +147,14 @@ impl Footer {
                     return Self::new(object, version, size, metadata, tail_bytes).map(Box::new).map(FooterRead::Read);
                 }
                 Ok(Ok(DecodeResult::NeedsData(ranges))) => ranges,
-                Ok(Ok(DecodeResult::Finished)) => return Err(Error::internal(format!("{}: footer decoder ended early", object.url()))),
+                Ok(Ok(DecodeResult::Finished)) => {
+                    return Err(Error::internal(format!("{}: footer decoder ended early", object.url())));
+                }
                 // Files with a broken page index are read without it.
-                Ok(Err(_)) if policy == PageIndexPolicy::Optional && pieces.len() > 1 || matches!(&parsed, Ok(Err(_)) if policy == PageIndexPolicy::Optional) => {
+                Ok(Err(_))
+                    if policy == PageIndexPolicy::Optional && pieces.len() > 1
+                        || matches!(&parsed, Ok(Err(_)) if policy == PageIndexPolicy::Optional) =>
+                {
                     policy = PageIndexPolicy::Skip;
                     continue;
                 }

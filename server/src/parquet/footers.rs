@@ -61,7 +61,12 @@ impl Footers {
     /// The footer of a version that the source's freshness lets us serve.
     ///
     /// `listed` is what a listing said, and when it was asked: it saves asking the store again.
-    pub async fn get(self: &Arc<Self>, object: &ObjectRef, listed: Option<(&Version, Instant)>, meter: &Arc<ScanMeter>) -> Result<Arc<Footer>> {
+    pub async fn get(
+        self: &Arc<Self>,
+        object: &ObjectRef,
+        listed: Option<(&Version, Instant)>,
+        meter: &Arc<ScanMeter>,
+    ) -> Result<Arc<Footer>> {
         let freshness = object.source().freshness();
         let arrived_at = Instant::now();
         loop {
@@ -85,7 +90,12 @@ impl Footers {
                 let join = freshness != Freshness::Always;
                 let read = join.then(|| state.under_way.get(object.url()).and_then(WeakShared::upgrade)).flatten();
                 let read = read.unwrap_or_else(|| {
-                    let read = self.start(object.clone(), known.as_ref().map(|known| Arc::clone(&known.footer)), state.generation, meter);
+                    let read = self.start(
+                        object.clone(),
+                        known.as_ref().map(|known| Arc::clone(&known.footer)),
+                        state.generation,
+                        meter,
+                    );
                     state.under_way.retain(|_, read| read.upgrade().is_some());
                     if let Some(weak) = read.downgrade() {
                         state.under_way.insert(object.shared_url(), weak);
@@ -98,7 +108,9 @@ impl Footers {
             let fresh_enough = match freshness {
                 Freshness::Immutable | Freshness::Always => true,
                 // A joined read may have begun earlier than the bound allows; then ask again.
-                Freshness::Ttl(ttl) => ttl.is_zero() || known.is_none() || arrived_at.elapsed() <= ttl || self.is_fresh(object, arrived_at),
+                Freshness::Ttl(ttl) => {
+                    ttl.is_zero() || known.is_none() || arrived_at.elapsed() <= ttl || self.is_fresh(object, arrived_at)
+                }
             };
             if fresh_enough {
                 return Ok(footer);
@@ -110,17 +122,32 @@ impl Footers {
         let freshness = object.source().freshness();
         let state = self.lock();
         let resident = state.resident.peek(object.url());
-        resident.is_none_or(|resident| resident.confirmed_at >= arrived_at || freshness.covers(arrived_at.duration_since(resident.confirmed_at)))
+        resident.is_none_or(|resident| {
+            resident.confirmed_at >= arrived_at || freshness.covers(arrived_at.duration_since(resident.confirmed_at))
+        })
     }
 
-    fn start(self: &Arc<Self>, object: ObjectRef, known: Option<Arc<Footer>>, generation: u64, meter: &Arc<ScanMeter>) -> Shared<Read> {
+    fn start(
+        self: &Arc<Self>,
+        object: ObjectRef,
+        known: Option<Arc<Footer>>,
+        generation: u64,
+        meter: &Arc<ScanMeter>,
+    ) -> Shared<Read> {
         let (this, meter) = (Arc::clone(self), Arc::clone(meter));
         let task = AbortOnDropHandle::new(tokio::spawn(async move { this.read(object, known, generation, &meter).await }));
-        let read: Read = Box::pin(async move { task.await.unwrap_or_else(|e| Err(Error::internal(format!("footer read ended early: {e}")))) });
+        let read: Read =
+            Box::pin(async move { task.await.unwrap_or_else(|e| Err(Error::internal(format!("footer read ended early: {e}")))) });
         read.shared()
     }
 
-    async fn read(&self, object: ObjectRef, known: Option<Arc<Footer>>, generation: u64, meter: &ScanMeter) -> Result<Arc<Footer>> {
+    async fn read(
+        &self,
+        object: ObjectRef,
+        known: Option<Arc<Footer>>,
+        generation: u64,
+        meter: &ScanMeter,
+    ) -> Result<Arc<Footer>> {
         let directory = object.url().rsplit_once('/').map_or("", |(directory, _)| directory).to_owned();
         let hint_bytes = self.lock().hints.get(&directory).copied().unwrap_or(DEFAULT_HINT_BYTES);
         let sent_at = Instant::now();
@@ -128,7 +155,9 @@ impl Footers {
         let footer = match (Footer::read(&object, version, hint_bytes, &self.limits, meter).await?, &known) {
             (FooterRead::Read(footer), _) => Arc::from(footer),
             (FooterRead::NotModified, Some(known)) => Arc::clone(known),
-            (FooterRead::NotModified, None) => return Err(Error::internal(format!("{}: not modified, though nothing was known", object.url()))),
+            (FooterRead::NotModified, None) => {
+                return Err(Error::internal(format!("{}: not modified, though nothing was known", object.url())));
+            }
         };
         let mut state = self.lock();
         if footer.tail_bytes > hint_bytes {

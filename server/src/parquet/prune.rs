@@ -120,7 +120,14 @@ impl PruningStatistics for RowGroupStatistics<'_> {
     }
 }
 
-async fn may_contain(footer: &Footer, row_group: u32, pruning: &PruningPredicate, columns: &[String], limits: &FetchLimits, meter: &ScanMeter) -> Result<bool> {
+async fn may_contain(
+    footer: &Footer,
+    row_group: u32,
+    pruning: &PruningPredicate,
+    columns: &[String],
+    limits: &FetchLimits,
+    meter: &ScanMeter,
+) -> Result<bool> {
     let group = footer.metadata.row_group(row_group as usize);
     let descr = footer.metadata.file_metadata().schema_descr();
     let mut wanted: Vec<(&str, usize, Range<u64>)> = Vec::new();

@@ -45,7 +45,11 @@ mod tests {
     fn dictionaries_give_way_at_every_level() {
         let dictionary = DataType::Dictionary(Box::new(DataType::Int8), Box::new(DataType::Utf8));
         let list = DataType::List(Arc::new(Field::new("item", dictionary.clone(), true)));
-        let schema = Schema::new(vec![Field::new("d", dictionary, false), Field::new("l", list, true), Field::new("i", DataType::Int64, true)]);
+        let schema = Schema::new(vec![
+            Field::new("d", dictionary, false),
+            Field::new("l", list, true),
+            Field::new("i", DataType::Int64, true),
+        ]);
         let announced = announced_schema(&schema);
         assert_eq!(announced.field(0), &Field::new("d", DataType::Utf8, false));
         assert_eq!(announced.field(1).data_type(), &DataType::List(Arc::new(Field::new("item", DataType::Utf8, true))));

@@ -64,7 +64,12 @@ impl Engine {
     /// long as anybody waits for any of it.
     ///
     /// `reserved` is told once the memory for what this call loads is reserved, or at once if it loads nothing.
-    pub(crate) async fn chunks(self: &Arc<Self>, group: &RowGroupRef, columns: &[usize], reserved: oneshot::Sender<()>) -> Result<Vec<Pinned<Chunk>>, LoadError> {
+    pub(crate) async fn chunks(
+        self: &Arc<Self>,
+        group: &RowGroupRef,
+        columns: &[usize],
+        reserved: oneshot::Sender<()>,
+    ) -> Result<Vec<Pinned<Chunk>>, LoadError> {
         let Some(object) = group.footer.id.clone() else {
             return self.uncached(group, columns, reserved).await;
         };
@@ -104,7 +109,11 @@ impl Engine {
                 Wanted::Coming(flight) => flight.wait().await.map_err(|error| match error {
                     FlightError::Failed(error) => error,
                     FlightError::Abandoned => {
-                        let message = format!("{} row group {}: the load ended without an answer", group.footer.object.url(), group.row_group);
+                        let message = format!(
+                            "{} row group {}: the load ended without an answer",
+                            group.footer.object.url(),
+                            group.row_group
+                        );
                         LoadError::Failed(Error::internal(message))
                     }
                 })?,
@@ -139,19 +148,33 @@ impl Engine {
     }
 
     /// Objects without a version: read, counted, never cached.
-    async fn uncached(self: &Arc<Self>, group: &RowGroupRef, columns: &[usize], reserved: oneshot::Sender<()>) -> Result<Vec<Pinned<Chunk>>, LoadError> {
+    async fn uncached(
+        self: &Arc<Self>,
+        group: &RowGroupRef,
+        columns: &[usize],
+        reserved: oneshot::Sender<()>,
+    ) -> Result<Vec<Pinned<Chunk>>, LoadError> {
         group.meter.chunks_missed.fetch_add(columns.len() as u64, Ordering::Relaxed);
-        let (mut decoding, _reservation) = self.read(group, columns, reserved).await?;
+        let (mut decoding, mut reservation) = self.read(group, columns, reserved).await?;
         let mut chunks: Vec<Option<Pinned<Chunk>>> = vec![None; columns.len()];
         while let Some(decoded) = decoding.join_next().await {
             let (at, decoded) = decoded.map_err(|e| LoadError::Failed(Error::internal(format!("decode: {e}"))))?;
             let (chunk, weight) = decoded.map_err(LoadError::Failed)?;
+            drop(reservation.split(group.load_bytes(&[columns[at]])));
             chunks[at] = Some(self.chunks.detached(chunk, weight));
         }
-        chunks.into_iter().map(|chunk| chunk.ok_or_else(|| LoadError::Failed(Error::internal("a column was not decoded")))).collect()
+        chunks
+            .into_iter()
+            .map(|chunk| chunk.ok_or_else(|| LoadError::Failed(Error::internal("a column was not decoded"))))
+            .collect()
     }
 
-    async fn read(self: &Arc<Self>, group: &RowGroupRef, columns: &[usize], reserved: oneshot::Sender<()>) -> Result<(JoinSet<Decoded>, Reservation), LoadError> {
+    async fn read(
+        self: &Arc<Self>,
+        group: &RowGroupRef,
+        columns: &[usize],
+        reserved: oneshot::Sender<()>,
+    ) -> Result<(JoinSet<Decoded>, Reservation), LoadError> {
         let reservation = self.chunks.reserve(group.load_bytes(columns)).await.map_err(|error| match error {
             ReserveError::TooLarge { .. } => LoadError::TooLarge,
             ReserveError::TimedOut { .. } => LoadError::Failed(group.error(&error)),
@@ -159,7 +182,11 @@ impl Engine {
         // The receiver is gone when the scan is: then nobody needs to be told.
         let _ = reserved.send(());
         let footer = &group.footer;
-        let segments = footer.object.ranges(footer.version(), &group.ranges(columns), &self.limits, &group.meter).await.map_err(LoadError::Failed)?;
+        let segments = footer
+            .object
+            .ranges(footer.version(), &group.ranges(columns), &self.limits, &group.meter)
+            .await
+            .map_err(LoadError::Failed)?;
         let mut decoding = JoinSet::new();
         for (at, &column) in columns.iter().enumerate() {
             decoding.spawn(Arc::clone(self).decode(at, group.clone(), column, segments.clone()));
@@ -182,7 +209,12 @@ impl Engine {
             Ok((chunk, weight))
         });
         let url = group.footer.object.url();
-        (at, work.await.unwrap_or_else(|panic| Err(crate::parquet::decoder_panic(url, &format!("row group {}", group.row_group), panic))))
+        (
+            at,
+            work.await.unwrap_or_else(|panic| {
+                Err(crate::parquet::decoder_panic(url, &format!("row group {}", group.row_group), panic))
+            }),
+        )
     }
 }
 

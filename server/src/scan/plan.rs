@@ -108,7 +108,8 @@ impl ScanPlan {
         let target = target_bytes.max(self.estimated_bytes() / max_shares.max(1) + 1);
         let is_whole = self.request.limit.is_some() || self.request.rows.is_some();
         let schema = if self.spans_objects { Some(super::ipc_schema(&self.table)?) } else { None };
-        let new_share = |slot: Slot| (Share { scan: self.request.clone(), objects: Vec::new(), epoch, schema: schema.clone() }, slot);
+        let new_share =
+            |slot: Slot| (Share { scan: self.request.clone(), objects: Vec::new(), epoch, schema: schema.clone() }, slot);
         let mut shares: Vec<(Share, Slot)> = Vec::new();
         let mut filled = 0;
         for (object, group) in self.row_groups() {
@@ -195,7 +196,13 @@ impl Engine {
     }
 
     /// Plans one object of a scan on a given footer.
-    pub(crate) async fn plan_object(&self, plan: &ScanPlan, footer: Arc<Footer>, share: Option<&ObjectShare>, meter: &ScanMeter) -> Result<ObjectPlan> {
+    pub(crate) async fn plan_object(
+        &self,
+        plan: &ScanPlan,
+        footer: Arc<Footer>,
+        share: Option<&ObjectShare>,
+        meter: &ScanMeter,
+    ) -> Result<ObjectPlan> {
         let groups = footer.metadata.num_row_groups() as u32;
         let asked = share.and_then(|share| share.row_groups.clone());
         if let Some(share) = share.filter(|share| share.row_groups.is_some()) {
@@ -221,7 +228,9 @@ impl Engine {
                 })
                 .collect();
             let before = row_groups.len();
-            row_groups = prune_row_groups(&footer, row_groups, predicate.announced(), &plan.table, &constants, &self.limits, meter).await?;
+            row_groups =
+                prune_row_groups(&footer, row_groups, predicate.announced(), &plan.table, &constants, &self.limits, meter)
+                    .await?;
             self.count_pruned((before - row_groups.len()) as u64, meter);
         }
         Ok(ObjectPlan { footer, columns: Arc::new(columns), row_groups, whole })
@@ -233,7 +242,11 @@ impl Engine {
             Target::Many(pattern) => {
                 let listing = self.listings.list(&pattern).await?;
                 let listed = |version: &Option<Version>| version.clone().map(|version| (version, listing.asked_at));
-                listing.objects.iter().map(|o| Candidate { object: o.object.clone(), listed: listed(&o.version), share: None }).collect()
+                listing
+                    .objects
+                    .iter()
+                    .map(|o| Candidate { object: o.object.clone(), listed: listed(&o.version), share: None })
+                    .collect()
             }
         })
     }
@@ -242,7 +255,8 @@ impl Engine {
         if share.objects.is_empty() {
             return Err(Error::invalid("ticket: a share of no objects"));
         }
-        let candidate = |share: ObjectShare| Ok(Candidate { object: self.sources.object(&share.url)?, listed: None, share: Some(share) });
+        let candidate =
+            |share: ObjectShare| Ok(Candidate { object: self.sources.object(&share.url)?, listed: None, share: Some(share) });
         share.objects.into_iter().map(candidate).collect()
     }
 }
@@ -320,10 +334,16 @@ fn sources(table: &Schema, footer: &Footer, by_name: bool) -> Result<Vec<ColumnS
     let file_columns = footer.schema.fields().len();
     let source = |(index, field): (usize, &Arc<Field>)| {
         // One object's columns are its table's first ones; names need not be unique then.
-        let file_column = if by_name { footer.schema.index_of(field.name()).ok() } else { Some(index).filter(|index| *index < file_columns) };
+        let file_column =
+            if by_name { footer.schema.index_of(field.name()).ok() } else { Some(index).filter(|index| *index < file_columns) };
         if let Some(column) = file_column {
             if footer.schema.field(column).data_type() != field.data_type() {
-                let message = format!("{}: column {:?} is now {}", footer.object.url(), field.name(), footer.schema.field(column).data_type());
+                let message = format!(
+                    "{}: column {:?} is now {}",
+                    footer.object.url(),
+                    field.name(),
+                    footer.schema.field(column).data_type()
+                );
                 return Err(Error::new(ErrorKind::Changed, message));
             }
             return Ok(ColumnSource::File(column));
@@ -353,7 +373,10 @@ fn check_rows(request: &ScanRequest, footers: &[(Arc<Footer>, Candidate)]) -> Re
         return Err(Error::invalid(format!("{}: row numbers need exactly one object, there are {}", request.url, footers.len())));
     };
     if rows.len() > MAX_ROW_NUMBERS {
-        return Err(Error::new(ErrorKind::ResourceExhausted, format!("{} row numbers; at most {MAX_ROW_NUMBERS} a scan", rows.len())));
+        return Err(Error::new(
+            ErrorKind::ResourceExhausted,
+            format!("{} row numbers; at most {MAX_ROW_NUMBERS} a scan", rows.len()),
+        ));
     }
     let total: u64 = (0..footer.metadata.num_row_groups() as u32).map(|group| footer.row_group_rows(group) as u64).sum();
     match rows.iter().find(|&&row| row >= total) {

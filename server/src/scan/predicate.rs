@@ -99,14 +99,20 @@ impl Predicate {
             // An expression that cannot be bound to dictionaries is bound to the announced types.
             None => {
                 let announced: Vec<_> = self.columns.iter().map(|&column| self.table.field(column).data_type().clone()).collect();
-                let arrays = arrays.iter().zip(&announced).map(|(array, data_type)| arrow::compute::cast(array, data_type)).collect::<Result<_, _>>();
-                let expr = self.bind(&announced).ok_or_else(|| Error::internal("the filter cannot be bound to the announced types"))?;
+                let arrays = arrays
+                    .iter()
+                    .zip(&announced)
+                    .map(|(array, data_type)| arrow::compute::cast(array, data_type))
+                    .collect::<Result<_, _>>();
+                let expr =
+                    self.bind(&announced).ok_or_else(|| Error::internal("the filter cannot be bound to the announced types"))?;
                 (expr, arrays.map_err(|e| self.failed(&e.into()))?)
             }
         };
         let types = arrays.iter().map(|array| array.data_type().clone()).collect::<Vec<_>>();
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        let batch = RecordBatch::try_new_with_options(Arc::new(self.schema(&types)), arrays, &options).map_err(|e| self.failed(&e.into()))?;
+        let batch = RecordBatch::try_new_with_options(Arc::new(self.schema(&types)), arrays, &options)
+            .map_err(|e| self.failed(&e.into()))?;
         let value = expr.evaluate(&batch).and_then(|value| value.into_array(rows)).map_err(|e| self.failed(&e))?;
         match value.as_boolean_opt() {
             Some(mask) => Ok(match mask.null_count() {
@@ -137,7 +143,9 @@ impl Predicate {
             return expr.clone();
         }
         let schema = self.schema(types);
-        let expr = DFSchema::try_from(schema).and_then(|schema| self.planner.folding.create_physical_expr(self.expr.clone(), &schema)).ok();
+        let expr = DFSchema::try_from(schema)
+            .and_then(|schema| self.planner.folding.create_physical_expr(self.expr.clone(), &schema))
+            .ok();
         bound.insert(types.to_vec(), expr.clone());
         expr
     }
@@ -155,7 +163,11 @@ mod tests {
     use super::*;
 
     fn table() -> SchemaRef {
-        let fields = vec![Field::new("a", DataType::Int64, true), Field::new("Name", DataType::Utf8, true), Field::new("s", DataType::Utf8, true)];
+        let fields = vec![
+            Field::new("a", DataType::Int64, true),
+            Field::new("Name", DataType::Utf8, true),
+            Field::new("s", DataType::Utf8, true),
+        ];
         Arc::new(Schema::new(fields))
     }
 
@@ -177,7 +189,19 @@ mod tests {
         let values = vec![Some("x"), None, Some("yy"), Some("x"), Some("Xx")];
         let plain: ArrayRef = Arc::new(StringArray::from(values.clone()));
         let dictionary: ArrayRef = Arc::new(values.into_iter().collect::<DictionaryArray<Int32Type>>());
-        for sql in ["s = 'x'", "s <> 'x'", "s LIKE '%x'", "s ILIKE 'x%'", "s IN ('x', 'yy')", "s IS NULL", "upper(s) = 'X'", "length(s) > 1", "s || 'z' = 'xz'", "s > 'x'", "CASE WHEN s = 'x' THEN true ELSE false END"] {
+        for sql in [
+            "s = 'x'",
+            "s <> 'x'",
+            "s LIKE '%x'",
+            "s ILIKE 'x%'",
+            "s IN ('x', 'yy')",
+            "s IS NULL",
+            "upper(s) = 'X'",
+            "length(s) > 1",
+            "s || 'z' = 'xz'",
+            "s > 'x'",
+            "CASE WHEN s = 'x' THEN true ELSE false END",
+        ] {
             let predicate = parse(sql).unwrap();
             let on_plain = predicate.evaluate(vec![Arc::clone(&plain)], 5).unwrap();
             assert_eq!(predicate.evaluate(vec![Arc::clone(&dictionary)], 5).unwrap(), on_plain, "{sql}");
@@ -195,7 +219,8 @@ mod tests {
     fn mistakes_are_typed() {
         let kind = |sql: &str| parse(sql).map(|_| ()).unwrap_err().kind;
         assert_eq!(kind("b = 1"), ErrorKind::NotFound);
-        for sql in ["a +", "a + 1", "a = 1; drop table t", "random() < 0.5", "a IN (SELECT 1)", "nosuch(a) = 1", "sum(a) > 1", ""] {
+        for sql in ["a +", "a + 1", "a = 1; drop table t", "random() < 0.5", "a IN (SELECT 1)", "nosuch(a) = 1", "sum(a) > 1", ""]
+        {
             assert_eq!(kind(sql), ErrorKind::InvalidRequest, "{sql}");
         }
     }

@@ -12,10 +12,10 @@ use datafusion::common::ScalarValue;
 use flightcache_proto::{Error, ErrorKind, Result};
 use tokio::sync::{mpsc, oneshot};
 
+use super::Engine;
 use super::load::{LoadError, RowGroupRef};
 use super::plan::{ColumnSource, ScanPlan};
 use super::predicate::Predicate;
-use super::Engine;
 use crate::admin::add_time;
 use crate::cache::{Pinned, ReserveError};
 use crate::parquet::{Chunk, SLICE_ROWS, decode_bands};
@@ -55,7 +55,14 @@ pub(crate) struct ResidentRows {
 impl Engine {
     /// Loads what a scan needs of a row group. `turn` is this row group's turn to reserve memory, in the order of the scan;
     /// it is passed on through `next` as soon as its first reservation stands.
-    pub(crate) async fn row_group(self: Arc<Self>, plan: Arc<ScanPlan>, sources: Arc<Vec<ColumnSource>>, group: RowGroupRef, turn: oneshot::Receiver<()>, next: oneshot::Sender<()>) -> Result<Loaded> {
+    pub(crate) async fn row_group(
+        self: Arc<Self>,
+        plan: Arc<ScanPlan>,
+        sources: Arc<Vec<ColumnSource>>,
+        group: RowGroupRef,
+        turn: oneshot::Receiver<()>,
+        next: oneshot::Sender<()>,
+    ) -> Result<Loaded> {
         // An error means that the row group before has gone its way: our turn as well.
         let _ = turn.await;
         group.meter.row_groups.fetch_add(1, Ordering::Relaxed);
@@ -88,7 +95,13 @@ impl Engine {
     }
 
     /// Table columns `wanted`, by table column.
-    pub(crate) async fn columns(self: &Arc<Self>, sources: &[ColumnSource], group: &RowGroupRef, wanted: &[usize], next: Option<oneshot::Sender<()>>) -> Result<BTreeMap<usize, Column>, LoadError> {
+    pub(crate) async fn columns(
+        self: &Arc<Self>,
+        sources: &[ColumnSource],
+        group: &RowGroupRef,
+        wanted: &[usize],
+        next: Option<oneshot::Sender<()>>,
+    ) -> Result<BTreeMap<usize, Column>, LoadError> {
         let mut columns = BTreeMap::new();
         let mut files: BTreeMap<usize, usize> = BTreeMap::new();
         for &column in wanted {
@@ -104,7 +117,13 @@ impl Engine {
         Ok(columns)
     }
 
-    async fn evaluate(self: &Arc<Self>, predicate: Arc<Predicate>, columns: BTreeMap<usize, Column>, rows: usize, group: &RowGroupRef) -> Result<BooleanArray> {
+    async fn evaluate(
+        self: &Arc<Self>,
+        predicate: Arc<Predicate>,
+        columns: BTreeMap<usize, Column>,
+        rows: usize,
+        group: &RowGroupRef,
+    ) -> Result<BooleanArray> {
         let Ok(_permit) = self.cpu.acquire().await else { return Err(Error::internal("the filters are shut down")) };
         let (meter, metrics) = (Arc::clone(&group.meter), Arc::clone(&self.metrics));
         let work = tokio::task::spawn_blocking(move || {
@@ -114,11 +133,17 @@ impl Engine {
             metrics.filter_seconds.observe(started.elapsed().as_secs_f64());
             mask
         });
-        work.await.unwrap_or_else(|panic| Err(Error::internal(format!("{}: the filter gave up: {panic}", group.footer.object.url()))))
+        work.await
+            .unwrap_or_else(|panic| Err(Error::internal(format!("{}: the filter gave up: {panic}", group.footer.object.url()))))
     }
 
     /// Reads a row group without ever holding it whole: its compressed bytes and a few bands.
-    async fn banded(self: &Arc<Self>, plan: Arc<ScanPlan>, sources: Arc<Vec<ColumnSource>>, group: RowGroupRef) -> Result<Loaded> {
+    async fn banded(
+        self: &Arc<Self>,
+        plan: Arc<ScanPlan>,
+        sources: Arc<Vec<ColumnSource>>,
+        group: RowGroupRef,
+    ) -> Result<Loaded> {
         let file_column = |column: &usize| match sources[*column] {
             ColumnSource::File(file_column) => Some((*column, file_column)),
             ColumnSource::Constant(_) => None,
@@ -194,18 +219,29 @@ fn mask(predicate: &Predicate, columns: &BTreeMap<usize, Column>, rows: usize) -
     Ok(arrow::array::AsArray::as_boolean(&joined).clone())
 }
 
-fn filter_band(plan: &ScanPlan, sources: &[ColumnSource], files: &[(usize, usize)], band: &RecordBatch, rows: usize) -> Result<RecordBatch> {
+fn filter_band(
+    plan: &ScanPlan,
+    sources: &[ColumnSource],
+    files: &[(usize, usize)],
+    band: &RecordBatch,
+    rows: usize,
+) -> Result<RecordBatch> {
     let array = |column: usize| -> Result<ArrayRef> {
         match &sources[column] {
             ColumnSource::Constant(value) => value.to_array_of_size(rows).map_err(|e| Error::internal(e.to_string())),
             ColumnSource::File(_) => {
-                let at = files.iter().position(|(table, _)| *table == column).ok_or_else(|| Error::internal("a band lacks a column"))?;
+                let at = files
+                    .iter()
+                    .position(|(table, _)| *table == column)
+                    .ok_or_else(|| Error::internal("a band lacks a column"))?;
                 Ok(Arc::clone(band.column(at)))
             }
         }
     };
     let mask = match &plan.predicate {
-        Some(predicate) => Some(predicate.evaluate(predicate.columns().iter().map(|&column| array(column)).collect::<Result<_>>()?, rows)?),
+        Some(predicate) => {
+            Some(predicate.evaluate(predicate.columns().iter().map(|&column| array(column)).collect::<Result<_>>()?, rows)?)
+        }
         None => None,
     };
     let arrays = plan.output.iter().map(|&column| array(column)).collect::<Result<_>>()?;
@@ -224,7 +260,8 @@ impl Column {
 
 impl ResidentRows {
     fn new(columns: BTreeMap<usize, Column>, rows: usize, mask: Option<BooleanArray>, plan: &ScanPlan) -> Self {
-        let weight: u64 = columns.values().map(|column| if let Column::Chunk(chunk) = column { chunk.weight_bytes() } else { 0 }).sum();
+        let weight: u64 =
+            columns.values().map(|column| if let Column::Chunk(chunk) = column { chunk.weight_bytes() } else { 0 }).sum();
         let row_bytes = (weight as usize / rows.max(1)).max(plan.output.len()).max(1);
         let window = (TARGET_BATCH_BYTES / row_bytes / SLICE_ROWS).clamp(1, 128) * SLICE_ROWS;
         Self { columns, rows, mask, at: 0, window }

@@ -11,10 +11,10 @@ use flightcache_proto::{Error, ErrorKind, Result};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::Engine;
 use super::load::{LoadError, RowGroupRef};
 use super::plan::{ColumnSource, ObjectPlan, ScanPlan};
 use super::row_group::Column;
-use super::Engine;
 use crate::admin::ScanMeter;
 use crate::cache::Pinned;
 use crate::parquet::{Chunk, SLICE_ROWS, decode_bands};
@@ -27,7 +27,11 @@ const MAX_RESTARTS: usize = 5;
 
 impl Engine {
     /// The rows a plan names.
-    pub(super) fn rows(self: &Arc<Self>, plan: Arc<ScanPlan>, meter: Arc<ScanMeter>) -> impl Stream<Item = Result<RecordBatch>> + Send + use<> {
+    pub(super) fn rows(
+        self: &Arc<Self>,
+        plan: Arc<ScanPlan>,
+        meter: Arc<ScanMeter>,
+    ) -> impl Stream<Item = Result<RecordBatch>> + Send + use<> {
         let engine = Arc::clone(self);
         async_stream::try_stream! {
             let mut answer = engine.pick(&plan, &plan.objects[0], &meter).await;
@@ -87,15 +91,23 @@ impl Engine {
                 meter: Arc::clone(meter),
             };
             let offsets = UInt32Array::from_iter_values(offsets.keys().copied());
-            let work = Arc::clone(self).pick_from(row_group, Arc::clone(&object.columns), read.clone(), offsets, Arc::clone(&schema));
-            reads.push(async move { AbortOnDropHandle::new(tokio::spawn(work)).await.unwrap_or_else(|e| Err(Error::internal(format!("row read: {e}")))) });
+            let work =
+                Arc::clone(self).pick_from(row_group, Arc::clone(&object.columns), read.clone(), offsets, Arc::clone(&schema));
+            reads.push(async move {
+                AbortOnDropHandle::new(tokio::spawn(work))
+                    .await
+                    .unwrap_or_else(|e| Err(Error::internal(format!("row read: {e}"))))
+            });
         }
         let mut reads = futures::stream::iter(reads).buffered(ROW_GROUPS_AT_A_TIME);
         let (mut picked, mut bytes) = (Vec::new(), 0);
         while let Some(batch) = reads.try_next().await? {
             bytes += batch.get_array_memory_size();
             if bytes > MAX_ANSWER_BYTES {
-                let message = format!("{}: the rows asked for hold more than {MAX_ANSWER_BYTES} bytes; ask for fewer at a time", plan.request.url);
+                let message = format!(
+                    "{}: the rows asked for hold more than {MAX_ANSWER_BYTES} bytes; ask for fewer at a time",
+                    plan.request.url
+                );
                 return Err(Error::new(ErrorKind::ResourceExhausted, message));
             }
             picked.push(batch);
@@ -108,19 +120,34 @@ impl Engine {
         });
         let mut ordered = take_record_batch(&all, &UInt64Array::from_iter_values(places)).map_err(failed)?;
         if let Some(predicate) = &plan.predicate {
-            let column = |column: &usize| read.binary_search(column).map(|at| Arc::clone(ordered.column(at))).map_err(|_| Error::internal("a filter column was not read"));
+            let column = |column: &usize| {
+                read.binary_search(column)
+                    .map(|at| Arc::clone(ordered.column(at)))
+                    .map_err(|_| Error::internal("a filter column was not read"))
+            };
             let arrays = predicate.columns().iter().map(column).collect::<Result<_>>()?;
             let mask = predicate.evaluate(arrays, ordered.num_rows())?;
             ordered = filter_record_batch(&ordered, &mask).map_err(failed)?;
         }
-        let places = plan.output.iter().map(|column| read.binary_search(column).map_err(|_| Error::internal("an output column was not read"))).collect::<Result<Vec<_>>>()?;
+        let places = plan
+            .output
+            .iter()
+            .map(|column| read.binary_search(column).map_err(|_| Error::internal("an output column was not read")))
+            .collect::<Result<Vec<_>>>()?;
         let arrays = places.into_iter().map(|at| Arc::clone(ordered.column(at))).collect();
         let options = RecordBatchOptions::new().with_row_count(Some(ordered.num_rows()));
         RecordBatch::try_new_with_options(Arc::clone(&plan.schema), arrays, &options).map_err(failed)
     }
 
     /// Rows `offsets` (ascending, distinct) of one row group, in the announced types.
-    async fn pick_from(self: Arc<Self>, group: RowGroupRef, sources: Arc<Vec<ColumnSource>>, read: Vec<usize>, offsets: UInt32Array, schema: SchemaRef) -> Result<RecordBatch> {
+    async fn pick_from(
+        self: Arc<Self>,
+        group: RowGroupRef,
+        sources: Arc<Vec<ColumnSource>>,
+        read: Vec<usize>,
+        offsets: UInt32Array,
+        schema: SchemaRef,
+    ) -> Result<RecordBatch> {
         group.meter.row_groups.fetch_add(1, Ordering::Relaxed);
         let columns = match self.columns(&sources, &group, &read, None).await {
             Ok(columns) => columns,
@@ -130,7 +157,9 @@ impl Engine {
         let pick = move || {
             let arrays = read.iter().zip(schema.fields()).map(|(column, field)| {
                 let array = match &columns[column] {
-                    Column::Constant(value) => value.to_array_of_size(offsets.len()).map_err(|e| Error::internal(e.to_string()))?,
+                    Column::Constant(value) => {
+                        value.to_array_of_size(offsets.len()).map_err(|e| Error::internal(e.to_string()))?
+                    }
                     Column::Chunk(chunk) => take_from(chunk, &offsets)?,
                 };
                 settle(array, field.data_type())
@@ -141,7 +170,14 @@ impl Engine {
     }
 
     /// The same for a row group that memory may not hold.
-    async fn pick_banded(self: &Arc<Self>, group: RowGroupRef, sources: Arc<Vec<ColumnSource>>, read: Vec<usize>, offsets: UInt32Array, schema: SchemaRef) -> Result<RecordBatch> {
+    async fn pick_banded(
+        self: &Arc<Self>,
+        group: RowGroupRef,
+        sources: Arc<Vec<ColumnSource>>,
+        read: Vec<usize>,
+        offsets: UInt32Array,
+        schema: SchemaRef,
+    ) -> Result<RecordBatch> {
         let mut file_columns: Vec<usize> = read.iter().filter_map(|&column| super::file_column(&sources[column])).collect();
         file_columns.sort_unstable();
         file_columns.dedup();
@@ -156,16 +192,24 @@ impl Engine {
             for band in decode_bands(&footer, group.row_group, &file_columns, &segments)? {
                 let band = band?;
                 let end = start + band.num_rows();
-                let here: UInt32Array = offsets.values().iter().filter(|&&row| (start..end).contains(&(row as usize))).map(|&row| row - start as u32).collect();
+                let here: UInt32Array = offsets
+                    .values()
+                    .iter()
+                    .filter(|&&row| (start..end).contains(&(row as usize)))
+                    .map(|&row| row - start as u32)
+                    .collect();
                 start = end;
                 if here.is_empty() {
                     continue;
                 }
                 let arrays = read.iter().zip(schema.fields()).map(|(column, field)| {
                     let array = match &sources[*column] {
-                        ColumnSource::Constant(value) => value.to_array_of_size(here.len()).map_err(|e| Error::internal(e.to_string()))?,
+                        ColumnSource::Constant(value) => {
+                            value.to_array_of_size(here.len()).map_err(|e| Error::internal(e.to_string()))?
+                        }
                         ColumnSource::File(file_column) => {
-                            let at = file_columns.binary_search(file_column).map_err(|_| Error::internal("a band lacks a column"))?;
+                            let at =
+                                file_columns.binary_search(file_column).map_err(|_| Error::internal("a band lacks a column"))?;
                             take(band.column(at), &here, None).map_err(|e| Error::internal(e.to_string()))?
                         }
                     };
@@ -190,7 +234,11 @@ fn take_from(chunk: &Pinned<Chunk>, offsets: &UInt32Array) -> Result<ArrayRef> {
 }
 
 fn settle(array: ArrayRef, data_type: &arrow::datatypes::DataType) -> Result<ArrayRef> {
-    if array.data_type() == data_type { Ok(array) } else { arrow::compute::cast(&array, data_type).map_err(|e| Error::internal(e.to_string())) }
+    if array.data_type() == data_type {
+        Ok(array)
+    } else {
+        arrow::compute::cast(&array, data_type).map_err(|e| Error::internal(e.to_string()))
+    }
 }
 
 fn batch(schema: &Arc<Schema>, arrays: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {

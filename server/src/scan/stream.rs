@@ -11,10 +11,10 @@ use futures::Stream;
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::Engine;
 use super::load::RowGroupRef;
 use super::plan::{ObjectPlan, ScanPlan};
 use super::row_group::Loaded;
-use super::Engine;
 use crate::admin::{ScanMeter, add_time};
 
 /// Times an object may be found overwritten before the scan gives up.
@@ -47,13 +47,20 @@ struct Driver {
 impl Driver {
     fn new(engine: Arc<Engine>, plan: Arc<ScanPlan>, meter: Arc<ScanMeter>) -> Self {
         let objects = plan.objects.clone();
-        let queue: VecDeque<_> = objects.iter().enumerate().flat_map(|(at, object)| object.row_groups.iter().map(move |&group| (at, group))).collect();
+        let queue: VecDeque<_> =
+            objects.iter().enumerate().flat_map(|(at, object)| object.row_groups.iter().map(move |&group| (at, group))).collect();
         let columns = plan.read_columns();
         let bytes: u64 = queue
             .iter()
             .map(|&(at, group)| {
                 let object = &objects[at];
-                columns.iter().map(|&column| super::file_column(&object.columns[column]).map_or(0, |column| object.footer.compressed_bytes(group, column))).sum::<u64>()
+                columns
+                    .iter()
+                    .map(|&column| {
+                        super::file_column(&object.columns[column])
+                            .map_or(0, |column| object.footer.compressed_bytes(group, column))
+                    })
+                    .sum::<u64>()
             })
             .sum();
         let mean = (bytes / (queue.len() as u64).max(1)).max(1);
@@ -79,7 +86,8 @@ impl Driver {
             };
             let (next, after) = oneshot::channel();
             let turn = std::mem::replace(&mut self.turn, after);
-            let load = Arc::clone(&self.engine).row_group(Arc::clone(&self.plan), Arc::clone(&part.columns), row_group, turn, next);
+            let load =
+                Arc::clone(&self.engine).row_group(Arc::clone(&self.plan), Arc::clone(&part.columns), row_group, turn, next);
             self.running.push_back(Running { object, group, loaded: AbortOnDropHandle::new(tokio::spawn(load)) });
         }
     }
@@ -108,7 +116,11 @@ impl Driver {
 
 impl Engine {
     /// The batches of a scan, in order. Dropping the stream stops the work.
-    pub fn execute(self: &Arc<Self>, plan: Arc<ScanPlan>, meter: Arc<ScanMeter>) -> impl Stream<Item = Result<RecordBatch>> + Send + use<> {
+    pub fn execute(
+        self: &Arc<Self>,
+        plan: Arc<ScanPlan>,
+        meter: Arc<ScanMeter>,
+    ) -> impl Stream<Item = Result<RecordBatch>> + Send + use<> {
         let engine = Arc::clone(self);
         async_stream::try_stream! {
             let mut left = plan.request.limit.unwrap_or(u64::MAX);

@@ -1,0 +1,120 @@
+//! The client: everything but scans.
+
+use std::sync::Arc;
+
+use arrow_flight::{Action, Criteria};
+use bytes::Bytes;
+use flightcache_proto::action::{self, Evicted, ObjectInfo, SetCapacity, Stats, UrlRequest, WarmProgress};
+use flightcache_proto::{Error, Result, ScanRequest, SlotMap};
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::retry::{from_status, retrying};
+use crate::routes::Routes;
+use crate::scan::ScanBuilder;
+
+/// A connection to a Flightcache. Cheap to clone; clones share routes and channels.
+#[derive(Clone, Debug)]
+pub struct Client {
+    pub(crate) routes: Arc<Routes>,
+}
+
+/// A resident object, as `ListFlights` tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResidentObject {
+    /// Canonical URL.
+    pub url: String,
+    /// Rows of the object.
+    pub rows: i64,
+    /// Bytes of its chunks that are resident.
+    pub resident_bytes: i64,
+}
+
+impl Client {
+    /// Connects to a server, such as `grpc://127.0.0.1:50051`, and learns the slot map.
+    pub async fn connect(location: &str) -> Result<Self> {
+        let routes = Arc::new(Routes::new(location)?);
+        retrying(|| routes.refresh()).await.map_err(|e| Error::new(e.kind, format!("{location}: {}", e.message)))?;
+        Ok(Self { routes })
+    }
+
+    /// A scan of an object, a prefix ending in `/`, or a glob.
+    pub fn scan(&self, url: impl Into<String>) -> ScanBuilder {
+        ScanBuilder::new(self.clone(), ScanRequest::new(url))
+    }
+
+    /// Schema, row groups, sizes and what is resident, by object.
+    pub async fn info(&self, url: &str) -> Result<Vec<ObjectInfo>> {
+        self.act(action::INFO, &UrlRequest { url: url.to_owned() }).await
+    }
+
+    /// Server-wide figures.
+    pub async fn stats(&self) -> Result<Stats> {
+        self.act_once(action::STATS, &()).await
+    }
+
+    /// Forgets an object, a prefix or a glob.
+    pub async fn evict(&self, url: &str) -> Result<Evicted> {
+        self.act_once(action::EVICT, &UrlRequest { url: url.to_owned() }).await
+    }
+
+    /// Changes the capacity of the chunk cache.
+    pub async fn set_capacity(&self, capacity_bytes: u64) -> Result<Stats> {
+        self.act_once(action::SET_CAPACITY, &SetCapacity { capacity_bytes }).await
+    }
+
+    /// Loads what a scan reads into the cache, telling how far it is. Dropping the stream stops it.
+    pub async fn warm(&self, request: &ScanRequest) -> Result<impl Stream<Item = Result<WarmProgress>> + use<>> {
+        let bodies = self.bodies(action::WARM, json(request)?).await?;
+        Ok(bodies.map(|body| body.and_then(|body| parse(action::WARM, &body))))
+    }
+
+    /// The slot map, fresh from the server.
+    pub async fn slot_map(&self) -> Result<Arc<SlotMap>> {
+        retrying(|| self.routes.refresh()).await
+    }
+
+    /// What is resident under a URL prefix (all of it for an empty one).
+    pub async fn list(&self, prefix: &str) -> Result<Vec<ResidentObject>> {
+        let criteria = Criteria { expression: prefix.as_bytes().to_vec().into() };
+        let flights = self.routes.seed().list_flights(criteria).await.map_err(|e| from_status(&e))?.into_inner();
+        let object = |flight: arrow_flight::FlightInfo| ResidentObject {
+            url: flight.flight_descriptor.and_then(|descriptor| descriptor.path.into_iter().next()).unwrap_or_default(),
+            rows: flight.total_records,
+            resident_bytes: flight.total_bytes,
+        };
+        flights.map_ok(object).map_err(|e| from_status(&e)).try_collect().await
+    }
+
+    /// Times the slot map was asked for.
+    pub fn route_lookups(&self) -> u64 {
+        self.routes.lookups()
+    }
+
+    async fn act_once<T: DeserializeOwned>(&self, name: &str, body: &impl Serialize) -> Result<T> {
+        let mut answers = self.act(name, body).await?;
+        answers.pop().ok_or_else(|| Error::internal(format!("{name}: the server answered nothing")))
+    }
+
+    async fn act<T: DeserializeOwned>(&self, name: &str, body: &impl Serialize) -> Result<Vec<T>> {
+        retrying(|| async {
+            let bodies: Vec<Bytes> = self.bodies(name, json(body)?).await?.try_collect().await?;
+            bodies.iter().map(|body| parse(name, body)).collect()
+        })
+        .await
+    }
+
+    async fn bodies(&self, name: &str, body: Vec<u8>) -> Result<impl Stream<Item = Result<Bytes>> + use<>> {
+        let results = self.routes.seed().do_action(Action::new(name, body)).await.map_err(|e| from_status(&e))?;
+        Ok(results.into_inner().map_ok(|result| result.body).map_err(|e| from_status(&e)))
+    }
+}
+
+fn parse<T: DeserializeOwned>(name: &str, body: &[u8]) -> Result<T> {
+    serde_json::from_slice(body).map_err(|e| Error::internal(format!("{name}: the server's answer cannot be read: {e}")))
+}
+
+fn json(body: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(body).map_err(|e| Error::internal(e.to_string()))
+}

@@ -1,0 +1,47 @@
+//! When to try again, and the errors that decide it.
+
+use std::time::Duration;
+
+use arrow_flight::error::FlightError;
+use flightcache_proto::error::ERROR_KIND_METADATA;
+use flightcache_proto::{Error, ErrorKind};
+use tonic::Status;
+
+/// Times a request is sent at most.
+pub(crate) const MAX_ATTEMPTS: u32 = 3;
+
+/// The error a status stands for: by the kind the server states, or else by its code.
+pub(crate) fn from_status(status: &Status) -> Error {
+    let stated = status.metadata().get(ERROR_KIND_METADATA).and_then(|kind| kind.to_str().ok());
+    let kind = stated.and_then(|stated| ErrorKind::ALL.into_iter().find(|kind| kind.as_str() == stated));
+    let kind = kind.unwrap_or_else(|| ErrorKind::from_grpc_code(status.code() as i32));
+    Error::new(kind, status.message())
+}
+
+/// The error of a stream that could not be read or decoded.
+pub(crate) fn from_flight(error: FlightError) -> Error {
+    match error {
+        FlightError::Tonic(status) => from_status(&status),
+        other => Error::internal(format!("the server's answer cannot be decoded: {other}")),
+    }
+}
+
+/// Waits before attempt `attempt` (the second is 2): 50 ms, doubling, each with full jitter.
+pub(crate) async fn back_off(attempt: u32) {
+    let bound_ms = 50_u64 << attempt.min(8);
+    tokio::time::sleep(Duration::from_millis(rand::random_range(0..bound_ms))).await;
+}
+
+/// Sends a request that can safely be repeated, again where its error kind allows.
+pub(crate) async fn retrying<T, F: Future<Output = Result<T, Error>>>(mut send: impl FnMut() -> F) -> Result<T, Error> {
+    let mut attempt = 1;
+    loop {
+        match send().await {
+            Err(error) if error.kind.is_retryable() && attempt < MAX_ATTEMPTS => {
+                attempt += 1;
+                back_off(attempt).await;
+            }
+            answer => return answer,
+        }
+    }
+}

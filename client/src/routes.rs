@@ -1,0 +1,129 @@
+//! Who owns which slot, and the connections to them.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arrow_flight::Action;
+use arrow_flight::flight_service_client::FlightServiceClient;
+use flightcache_proto::{Error, ErrorKind, Result, Slot, SlotMap, action};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::retry::from_status;
+
+/// A Flight client over a shared channel.
+pub(crate) type Flight = FlightServiceClient<Channel>;
+
+/// Frames of this size cost least: measured.
+const MAX_FRAME_BYTES: u32 = 1 << 20;
+const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
+/// The slot map and the channels, cached.
+///
+/// The locks guard memory only, never I/O.
+#[derive(Debug)]
+pub struct Routes {
+    seed: Flight,
+    map: Mutex<Option<Arc<SlotMap>>>,
+    channels: Mutex<HashMap<String, Flight>>,
+    lookups: AtomicU64,
+}
+
+/// A Flight client for a location such as `grpc://host:port`. Connects when it is first used.
+fn client(location: &str) -> Result<Flight> {
+    let authority = ["grpc+tcp://", "grpc://", "http://"].iter().find_map(|scheme| location.strip_prefix(scheme));
+    let Some(authority) = authority else {
+        return Err(Error::invalid(format!(
+            "{location:?} is not a location such as grpc://host:50051 (TLS is not supported yet)"
+        )));
+    };
+    let endpoint = Endpoint::from_shared(format!("http://{authority}"))
+        .map_err(|e| Error::invalid(format!("{location:?} is not a location: {e}")))?
+        .connect_timeout(Duration::from_secs(5))
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(MAX_FRAME_BYTES);
+    Ok(FlightServiceClient::new(endpoint.connect_lazy()).max_decoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+impl Routes {
+    /// Routes learned from the server at `location`.
+    pub(crate) fn new(location: &str) -> Result<Self> {
+        let seed = client(location)?;
+        Ok(Self { seed, map: Mutex::default(), channels: Mutex::default(), lookups: AtomicU64::new(0) })
+    }
+
+    /// The server the map comes from.
+    pub(crate) fn seed(&self) -> Flight {
+        self.seed.clone()
+    }
+
+    /// The slot map: the cached one, or else the server's.
+    pub async fn map(&self) -> Result<Arc<SlotMap>> {
+        if let Some(map) = lock(&self.map).clone() {
+            return Ok(map);
+        }
+        self.refresh().await
+    }
+
+    /// The server's slot map, which replaces an older one.
+    pub async fn refresh(&self) -> Result<Arc<SlotMap>> {
+        self.lookups.fetch_add(1, Ordering::Relaxed);
+        let mut results =
+            self.seed().do_action(Action::new(action::SLOT_MAP, "")).await.map_err(|e| from_status(&e))?.into_inner();
+        let result = results.message().await.map_err(|e| from_status(&e))?;
+        let body = result.ok_or_else(|| Error::internal("the server answered no slot map"))?.body;
+        let map: SlotMap =
+            serde_json::from_slice(&body).map_err(|e| Error::internal(format!("the server's slot map cannot be read: {e}")))?;
+        let mut cached = lock(&self.map);
+        let map = match cached.take() {
+            Some(known) if known.epoch() > map.epoch() => known,
+            _ => Arc::new(map),
+        };
+        *cached = Some(Arc::clone(&map));
+        Ok(map)
+    }
+
+    /// Forgets a map older than `epoch`: an answer was made with a newer one.
+    pub(crate) fn expect_epoch(&self, epoch: u64) {
+        let mut cached = lock(&self.map);
+        if cached.as_ref().is_some_and(|map| map.epoch() < epoch) {
+            *cached = None;
+        }
+    }
+
+    /// Forgets the map if an error says that it is, or may be, out of date.
+    pub(crate) fn learn_from(&self, error: &Error) {
+        if matches!(error.kind, ErrorKind::Moved | ErrorKind::Unavailable) {
+            *lock(&self.map) = None;
+        }
+    }
+
+    /// The owner of a slot, over a kept connection.
+    pub(crate) async fn owner(&self, slot: Slot) -> Result<Flight> {
+        let map = self.map().await?;
+        let Some(uri) = map.owner(slot).uri.as_deref() else { return Ok(self.seed()) };
+        let mut channels = lock(&self.channels);
+        if let Some(flight) = channels.get(uri) {
+            return Ok(flight.clone());
+        }
+        let flight = client(uri)?;
+        channels.insert(uri.to_owned(), flight.clone());
+        Ok(flight)
+    }
+
+    /// Times the slot map was asked for.
+    pub fn lookups(&self) -> u64 {
+        self.lookups.load(Ordering::Relaxed)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

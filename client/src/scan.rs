@@ -1,0 +1,270 @@
+//! Scans: planned once, their shares read from their owners concurrently, delivered in order.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::{Schema, SchemaRef};
+use arrow_flight::decode::{DecodedPayload, FlightDataDecoder};
+use arrow_flight::{FlightDescriptor, FlightEndpoint, FlightInfo, Ticket};
+use flightcache_proto::{Error, ErrorKind, Part, Populate, Result, ScanRequest, ScanStats, Slot};
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::client::Client;
+use crate::retry::{MAX_ATTEMPTS, back_off, from_flight, from_status, retrying};
+
+/// Shares read at a time.
+const SHARES_AT_A_TIME: usize = 4;
+/// Batches of one share that wait for the reader.
+const BATCHES_BUFFERED: usize = 4;
+
+/// A scan to be sent.
+#[derive(Clone, Debug)]
+#[must_use = "a scan does nothing until it is sent"]
+pub struct ScanBuilder {
+    client: Client,
+    request: ScanRequest,
+}
+
+/// The batches of a scan, in order. Dropping it stops the work on both sides.
+pub struct ScanStream {
+    schema: SchemaRef,
+    stats: Arc<Mutex<Vec<ScanStats>>>,
+    batches: BoxStream<'static, Result<RecordBatch>>,
+}
+
+/// App metadata of an endpoint.
+#[derive(Clone, Copy, Deserialize)]
+struct Route {
+    slot: Slot,
+    epoch: u64,
+}
+
+struct Share {
+    ticket: Ticket,
+    route: Option<Route>,
+    index: usize,
+}
+
+impl ScanBuilder {
+    pub(crate) fn new(client: Client, request: ScanRequest) -> Self {
+        Self { client, request }
+    }
+
+    /// Returns only these columns, in this order.
+    pub fn columns(mut self, columns: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.request.columns = Some(columns.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Returns only rows for which this SQL boolean expression is true.
+    pub fn filter(mut self, sql: impl Into<String>) -> Self {
+        self.request.filter = Some(sql.into());
+        self
+    }
+
+    /// Returns at most this many rows.
+    pub fn limit(mut self, rows: u64) -> Self {
+        self.request.limit = Some(rows);
+        self
+    }
+
+    /// Returns the rows with these numbers, in this order.
+    pub fn rows(mut self, rows: impl IntoIterator<Item = u64>) -> Self {
+        self.request.rows = Some(rows.into_iter().collect());
+        self
+    }
+
+    /// Says whether what is read may stay in the cache.
+    pub fn populate(mut self, populate: Populate) -> Self {
+        self.request.populate = populate;
+        self
+    }
+
+    /// What will be asked.
+    pub fn request(&self) -> &ScanRequest {
+        &self.request
+    }
+
+    /// Plans the scan and starts reading.
+    pub async fn send(self) -> Result<ScanStream> {
+        let Self { client, request } = self;
+        let info = retrying(|| plan(&client, &request)).await?;
+        let schema: SchemaRef = Arc::new(
+            Schema::try_from(info.clone()).map_err(|e| Error::internal(format!("the server's schema cannot be read: {e}")))?,
+        );
+        let stats: Arc<Mutex<Vec<ScanStats>>> = Arc::default();
+        let batches = read(client, request, info, Arc::clone(&schema), Arc::clone(&stats)).boxed();
+        Ok(ScanStream { schema, stats, batches })
+    }
+}
+
+impl ScanStream {
+    /// The schema of the batches.
+    pub fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    /// What serving the scan took so far, all shares together.
+    pub fn stats(&self) -> ScanStats {
+        let shares = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        shares.iter().fold(ScanStats::default(), |a, b| ScanStats {
+            rows: a.rows + b.rows,
+            bytes: a.bytes + b.bytes,
+            row_groups: a.row_groups + b.row_groups,
+            row_groups_pruned: a.row_groups_pruned + b.row_groups_pruned,
+            chunks_hit: a.chunks_hit + b.chunks_hit,
+            chunks_missed: a.chunks_missed + b.chunks_missed,
+            store_bytes: a.store_bytes + b.store_bytes,
+            store_requests: a.store_requests + b.store_requests,
+            fetch_us: a.fetch_us + b.fetch_us,
+            decode_us: a.decode_us + b.decode_us,
+            filter_us: a.filter_us + b.filter_us,
+            encode_us: a.encode_us + b.encode_us,
+        })
+    }
+
+    /// All batches.
+    pub async fn collect(mut self) -> Result<Vec<RecordBatch>> {
+        let mut batches = Vec::new();
+        while let Some(batch) = self.try_next().await? {
+            batches.push(batch);
+        }
+        Ok(batches)
+    }
+}
+
+impl Stream for ScanStream {
+    type Item = Result<RecordBatch>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.batches.poll_next_unpin(cx)
+    }
+}
+
+async fn plan(client: &Client, request: &ScanRequest) -> Result<FlightInfo> {
+    let slot = Slot::of(&request.url, Part::Footer);
+    let mut flight = client.routes.owner(slot).await?;
+    let info = flight.get_flight_info(FlightDescriptor::new_cmd(request.to_protobuf())).await;
+    info.map(tonic::Response::into_inner).map_err(|e| from_status(&e)).inspect_err(|e| client.routes.learn_from(e))
+}
+
+fn shares(client: &Client, info: &FlightInfo) -> Vec<Share> {
+    let share = |(index, endpoint): (usize, &FlightEndpoint)| {
+        let route: Option<Route> = serde_json::from_slice(&endpoint.app_metadata).ok();
+        if let Some(route) = route {
+            client.routes.expect_epoch(route.epoch);
+        }
+        Some(Share { ticket: endpoint.ticket.clone()?, route, index })
+    };
+    info.endpoint.iter().enumerate().filter_map(share).collect()
+}
+
+/// Reads all shares in order. When an object turns out overwritten before anything was delivered, plans anew.
+fn read(
+    client: Client,
+    request: ScanRequest,
+    info: FlightInfo,
+    schema: SchemaRef,
+    stats: Arc<Mutex<Vec<ScanStats>>>,
+) -> impl Stream<Item = Result<RecordBatch>> + Send {
+    async_stream::try_stream! {
+        let mut info = info;
+        let mut attempt = 1;
+        'plan: loop {
+            let shares = shares(&client, &info);
+            stats.lock().unwrap_or_else(PoisonError::into_inner).resize(shares.len(), ScanStats::default());
+            let mut running = futures::stream::iter(shares)
+                .map(|share| {
+                    let (sender, receiver) = mpsc::channel(BATCHES_BUFFERED);
+                    let task = tokio::spawn(read_share(client.clone(), share, sender, Arc::clone(&stats)));
+                    std::future::ready((receiver, AbortOnDropHandle::new(task)))
+                })
+                .buffered(1);
+            let mut ahead = std::collections::VecDeque::new();
+            let mut has_delivered = false;
+            loop {
+                while ahead.len() < SHARES_AT_A_TIME {
+                    match running.next().await {
+                        Some(share) => ahead.push_back(share),
+                        None => break,
+                    }
+                }
+                let Some((mut batches, task)) = ahead.pop_front() else { break 'plan };
+                while let Some(batch) = batches.recv().await {
+                    match batch {
+                        Err(error) if error.kind == ErrorKind::Changed && !has_delivered && attempt < MAX_ATTEMPTS => {
+                            attempt += 1;
+                            back_off(attempt).await;
+                            info = retrying(|| plan(&client, &request)).await?;
+                            let now = Schema::try_from(info.clone()).map_err(|e| Error::internal(e.to_string()))?;
+                            if now.fields() != schema.fields() {
+                                Err(Error::new(ErrorKind::Changed, format!("{}: overwritten with another schema", request.url)))?;
+                            }
+                            continue 'plan;
+                        }
+                        batch => {
+                            has_delivered = true;
+                            yield batch?;
+                        }
+                    }
+                }
+                // The channel closes when the task ends; that must have been an orderly end.
+                task.await.map_err(|e| Error::internal(format!("reading a share gave up: {e}")))?;
+            }
+        }
+    }
+}
+
+/// Reads one share into a channel; again from its start while nothing of it was delivered and the error allows.
+async fn read_share(client: Client, share: Share, sender: mpsc::Sender<Result<RecordBatch>>, stats: Arc<Mutex<Vec<ScanStats>>>) {
+    let mut attempt = 1;
+    loop {
+        let mut has_delivered = false;
+        let Err(error) = read_once(&client, &share, &sender, &stats, &mut has_delivered).await else { return };
+        client.routes.learn_from(&error);
+        let may_retry = error.kind.is_retryable() && error.kind != ErrorKind::Changed && !has_delivered && attempt < MAX_ATTEMPTS;
+        if !may_retry {
+            // Fails only when the scan is gone.
+            let _ = sender.send(Err(error)).await;
+            return;
+        }
+        attempt += 1;
+        back_off(attempt).await;
+    }
+}
+
+async fn read_once(
+    client: &Client,
+    share: &Share,
+    sender: &mpsc::Sender<Result<RecordBatch>>,
+    stats: &Mutex<Vec<ScanStats>>,
+    has_delivered: &mut bool,
+) -> Result<()> {
+    let mut flight = match share.route {
+        Some(route) => client.routes.owner(route.slot).await?,
+        None => client.routes.seed(),
+    };
+    let frames = flight.do_get(share.ticket.clone()).await.map_err(|e| from_status(&e))?.into_inner();
+    let mut decoded = FlightDataDecoder::new(frames.map_err(Into::into));
+    while let Some(frame) = decoded.next().await {
+        let frame = frame.map_err(from_flight)?;
+        if let Ok(so_far) = serde_json::from_slice(&frame.inner.app_metadata) {
+            if let Some(stats) = stats.lock().unwrap_or_else(PoisonError::into_inner).get_mut(share.index) {
+                *stats = so_far;
+            }
+        }
+        if let DecodedPayload::RecordBatch(batch) = frame.payload {
+            *has_delivered = true;
+            if sender.send(Ok(batch)).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
