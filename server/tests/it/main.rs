@@ -1,0 +1,8 @@
+//! Integration: a server in process on a port of its own, the real client over a real socket, and a store that can be told to
+//! count, stall, fail, and change under the reader's feet.
+
+mod faults;
+mod memory;
+mod requests;
+mod store;
+mod support;

@@ -1,0 +1,107 @@
+//! Bounds on memory.
+
+use bytesize::ByteSize;
+use flightcache::Populate;
+use flightcache_server::Settings;
+use futures::TryStreamExt as _;
+use futures::future::try_join_all;
+
+use crate::store::TestStore;
+use crate::support::{Cache, file, settings, until, values};
+
+fn small(capacity: ByteSize, reserve: ByteSize) -> Settings {
+    Settings { capacity, reserve: Some(reserve), ..settings() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn accounted_bytes_stay_bounded_under_churn() {
+    // 20 objects of 3.2 MB decoded, a tenth of which fits.
+    let cache = Cache::with(small(ByteSize::mib(6), ByteSize::mib(24)), TestStore::new()).await;
+    for i in 0..20 {
+        cache.store.put(&format!("t{i}.parquet"), file(i * 1_000_000, 100_000, 25_000, 4)).await;
+    }
+    let engine = cache.server.engine().clone();
+    let watch = tokio::spawn(async move {
+        let mut highest = (0, 0);
+        loop {
+            let stats = engine.stats();
+            highest.0 = highest.0.max(stats.resident_bytes);
+            highest.1 = highest.1.max(stats.resident_bytes + stats.in_flight_bytes + stats.streaming_bytes);
+            assert!(highest.0 <= 6 << 20 && highest.1 <= 30 << 20, "{highest:?}");
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    });
+    for round in 0..3 {
+        let scans = (0..20).map(|i| {
+            let cache = &cache;
+            async move {
+                let i = (i * 7 + round) % 20;
+                let column = cache.values(&format!("s3://lake/t{i}.parquet"), "c0").await?;
+                assert!(column.into_iter().eq(i * 1_000_000..i * 1_000_000 + 100_000));
+                let whole = cache.client.scan(format!("s3://lake/t{i}.parquet")).send().await?.collect().await?;
+                assert_eq!(whole.iter().map(|batch| batch.num_rows()).sum::<usize>(), 100_000);
+                Ok::<_, flightcache::Error>(())
+            }
+        });
+        try_join_all(scans).await.unwrap();
+    }
+    assert!(!watch.is_finished(), "a bound was exceeded");
+    watch.abort();
+    assert!(cache.server.engine().stats().evictions > 0);
+    cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_group_larger_than_memory_streams_through() {
+    // Loading it takes its compressed bytes and its arrays, 3.6 MB; its compressed bytes alone fit.
+    let cache = Cache::with(small(ByteSize::mib(1), ByteSize::mib(1)), TestStore::new()).await;
+    cache.store.put("t.parquet", file(0, 100_000, 100_000, 2)).await;
+    assert!(cache.values("s3://lake/t.parquet", "c0").await.unwrap().into_iter().eq(0..100_000));
+    let some = cache.client.scan("s3://lake/t.parquet").filter("c0 % 1000 = 7").columns(["c0"]).send().await.unwrap();
+    assert!(values(&some.collect().await.unwrap()).into_iter().eq((0..100).map(|i| i * 1_000 + 7)));
+    let rows = cache.client.scan("s3://lake/t.parquet").rows([99_999, 0, 8_192]).send().await.unwrap();
+    assert_eq!(values(&rows.collect().await.unwrap()), [99_999, 0, 8_192]);
+    assert_eq!(cache.server.engine().stats().resident_chunks, 0);
+    cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stalled_reader_holds_little_and_lets_go() {
+    let cache = Cache::with(small(ByteSize::mib(8), ByteSize::mib(16)), TestStore::new()).await;
+    cache.store.put("t.parquet", file(0, 4_000_000, 100_000, 2)).await;
+    let mut stream = cache.client.scan("s3://lake/t.parquet").send().await.unwrap();
+    assert!(stream.try_next().await.unwrap().is_some());
+    let read = || cache.server.engine().stats().store_bytes;
+    let mut before = 0;
+    // The reader stalls: soon nothing more is read for it.
+    loop {
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        if std::mem::replace(&mut before, read()) == read() {
+            break;
+        }
+    }
+    assert!(before < 40 << 20, "{before} of 64 MB were read for a reader that stalls");
+    drop(stream);
+    until("its memory is free", || {
+        let stats = cache.server.engine().stats();
+        stats.in_flight_bytes + stats.streaming_bytes == 0
+    })
+    .await;
+    cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_that_may_not_populate_leave_nothing_and_use_what_is_there() {
+    let cache = Cache::start().await;
+    cache.store.put("t.parquet", file(0, 10_000, 10_000, 2)).await;
+    let scan = || cache.client.scan("s3://lake/t.parquet").columns(["c0"]).populate(Populate::Never);
+    scan().send().await.unwrap().collect().await.unwrap();
+    assert_eq!(cache.server.engine().stats().resident_chunks, 0);
+    cache.values("s3://lake/t.parquet", "c0").await.unwrap();
+    cache.store.take_reads();
+    scan().send().await.unwrap().collect().await.unwrap();
+    assert_eq!(cache.store.take_reads(), []);
+    cache.client.set_capacity(0).await.unwrap();
+    assert_eq!(cache.server.engine().stats().resident_bytes, 0);
+    cache.stop().await;
+}

@@ -1,0 +1,108 @@
+//! How often the store is asked.
+
+use futures::future::try_join_all;
+use object_store::GetRange;
+
+use crate::store::TestStore;
+use crate::support::{Cache, file, values};
+
+const URL: &str = "s3://lake/t.parquet";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_clients_of_a_cold_object_cost_what_one_costs() {
+    let cache = Cache::start().await;
+    cache.store.put("t.parquet", file(0, 40_000, 10_000, 4)).await;
+    cache.store.put("one.parquet", file(0, 40_000, 10_000, 4)).await;
+    cache.values("s3://lake/one.parquet", "c0").await.unwrap();
+    let alone = cache.store.take_reads().len();
+    let all = try_join_all((0..200).map(|_| cache.values(URL, "c0"))).await.unwrap();
+    assert!(all.iter().all(|column| column.iter().copied().eq(0..40_000)));
+    assert_eq!(cache.store.take_reads().len(), alone);
+    assert_eq!(cache.server.engine().stats().in_flight_bytes, 0);
+    cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_scan_asks_nothing() {
+    let cache = Cache::start().await;
+    cache.store.put("t.parquet", file(5, 20_000, 20_000, 3)).await;
+    cache.values(URL, "c0").await.unwrap();
+    let [suffix, data] = &cache.store.take_reads()[..] else { panic!("one read of the footer, one of the data") };
+    assert!(matches!(suffix, Some(GetRange::Suffix(_))) && matches!(data, Some(GetRange::Bounded(_))));
+    assert_eq!(cache.values(URL, "c0").await.unwrap()[0], 5);
+    assert_eq!(cache.store.take_reads(), []);
+    cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_columns_of_twenty_read_two_columns() {
+    let cache = Cache::start().await;
+    cache.store.put("t.parquet", file(0, 50_000, 50_000, 20)).await;
+    let stream = cache.client.scan(URL).columns(["c3", "c17"]).send().await.unwrap();
+    assert_eq!(stream.collect().await.unwrap().iter().map(|batch| batch.num_rows()).sum::<usize>(), 50_000);
+    let reads = cache.store.take_reads();
+    assert_eq!(reads.len(), 3, "{reads:?}");
+    let bytes = TestStore::bytes_of(&reads);
+    assert!((800_000..900_000).contains(&bytes), "{bytes} bytes for two columns of 400,000");
+    cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_point_filter_on_a_sorted_column_reads_one_row_group() {
+    let cache = Cache::start().await;
+    cache.store.put("t.parquet", file(0, 100_000, 10_000, 4)).await;
+    let rows = cache.client.scan(URL).filter("c0 = 54321").columns(["c0", "c2"]).send().await.unwrap().collect().await.unwrap();
+    assert_eq!(values(&rows), [54_321]);
+    let bytes = TestStore::bytes_of(&cache.store.take_reads());
+    assert!(bytes < 3 * 80_100, "{bytes}");
+    cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_of_row_groups_without_a_match_are_not_read() {
+    let cache = Cache::start().await;
+    cache.store.put("t.parquet", file(0, 100_000, 10_000, 4)).await;
+    // Statistics cannot decide this one.
+    let scan = cache.client.scan(URL).filter("c0 % 100000 = 77").columns(["c1", "c2", "c3"]);
+    let mut stream = scan.send().await.unwrap();
+    let mut rows = 0;
+    while let Some(batch) = futures::TryStreamExt::try_next(&mut stream).await.unwrap() {
+        rows += batch.num_rows();
+    }
+    assert_eq!(rows, 1);
+    let bytes = TestStore::bytes_of(&cache.store.take_reads());
+    assert!(bytes < 10 * 80_200 + 3 * 80_200, "{bytes}: the filter's column, and three columns of one row group");
+    cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_stops_the_work() {
+    let cache = Cache::start().await;
+    cache.store.put("t.parquet", file(0, 1_000_000, 10_000, 2)).await;
+    let rows = cache.client.scan(URL).limit(5).send().await.unwrap().collect().await.unwrap();
+    assert_eq!(values(&rows), [0, 1, 2, 3, 4]);
+    let bytes = TestStore::bytes_of(&cache.store.take_reads());
+    assert!(bytes < 500_000, "{bytes}");
+    cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_reads_touch_only_their_row_groups_and_keep_the_order() {
+    let cache = Cache::start().await;
+    cache.store.put("t.parquet", file(0, 100_000, 10_000, 2)).await;
+    let rows = cache.client.scan(URL).rows([99_999, 3, 3, 50_000]).columns(["c0"]).send().await.unwrap().collect().await.unwrap();
+    assert_eq!(values(&rows), [99_999, 3, 3, 50_000]);
+    assert_eq!(cache.server.engine().stats().resident_chunks, 3);
+    cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_slot_map_is_looked_up_once() {
+    let cache = Cache::start().await;
+    cache.store.put("t.parquet", file(0, 1_000, 1_000, 1)).await;
+    for _ in 0..5 {
+        cache.values(URL, "c0").await.unwrap();
+    }
+    assert_eq!(cache.client.route_lookups(), 1);
+    cache.stop().await;
+}

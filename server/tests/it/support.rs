@@ -1,0 +1,90 @@
+//! Servers, files and conditions.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+use bytes::Bytes;
+use bytesize::ByteSize;
+use flightcache::Client;
+use flightcache_server::admin::Metrics;
+use flightcache_server::object::{Freshness, Sources};
+use flightcache_server::{Server, Settings};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::Compression;
+use parquet::file::properties::WriterProperties;
+
+use crate::store::{TestStore, shared};
+
+/// A server over a test store at `s3://lake/`, and a client of it.
+pub struct Cache {
+    pub store: Arc<TestStore>,
+    pub server: Server,
+    pub client: Client,
+}
+
+pub fn settings() -> Settings {
+    let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    let drain = Duration::from_secs(5);
+    Settings { listen: any, admin: any, capacity: ByteSize::mib(64), drain, freshness: Freshness::Immutable, ..Settings::default() }
+}
+
+impl Cache {
+    pub async fn start() -> Self {
+        Self::with(settings(), TestStore::new()).await
+    }
+
+    pub async fn with(settings: Settings, store: TestStore) -> Self {
+        let store = Arc::new(store);
+        let sources = Sources::default().with_store("s3://lake/", shared(&store), settings.freshness).unwrap();
+        let server = Server::start_with(&settings, sources, Arc::new(Metrics::new().unwrap())).await.unwrap();
+        let client = Client::connect(&format!("grpc://{}", server.flight_addr())).await.unwrap();
+        Self { store, server, client }
+    }
+
+    pub async fn stop(self) {
+        drop(self.client);
+        assert!(self.server.shutdown().await, "requests were still under way");
+    }
+
+    /// All values of a column of the scan's answer.
+    pub async fn values(&self, url: &str, column: &str) -> flightcache::Result<Vec<i64>> {
+        let batches = self.client.scan(url).columns([column]).send().await?.collect().await?;
+        Ok(values(&batches))
+    }
+}
+
+pub fn values(batches: &[RecordBatch]) -> Vec<i64> {
+    let column = |batch: &RecordBatch| batch.column(0).as_any().downcast_ref::<Int64Array>().unwrap().values().to_vec();
+    batches.iter().flat_map(column).collect()
+}
+
+/// A Parquet file of `columns` columns `c0`…, `rows` rows in groups of `group_rows`; `c0` counts from `first`, the others hold
+/// noise that does not compress.
+pub fn file(first: i64, rows: i64, group_rows: usize, columns: usize) -> Bytes {
+    let noise = |column: i64| (0..rows).map(move |row| (row + 1).wrapping_mul(column * 0x9E37_79B9_7F4A_7C15_u64 as i64).rotate_left(17));
+    let arrays = (0..columns).map(|column| {
+        let values: Int64Array = if column == 0 { (first..first + rows).collect() } else { noise(column as i64).collect() };
+        (format!("c{column}"), Arc::new(values) as ArrayRef)
+    });
+    let batch = RecordBatch::try_from_iter(arrays).unwrap();
+    let properties = WriterProperties::builder()
+        .set_max_row_group_row_count(Some(group_rows))
+        .set_compression(Compression::UNCOMPRESSED)
+        .set_dictionary_enabled(false)
+        .build();
+    let mut bytes = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties)).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    bytes.into()
+}
+
+/// Waits until a condition holds; fails when it does not within a minute.
+pub async fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(tokio::time::Instant::now() < deadline, "{what}: not within a minute");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
