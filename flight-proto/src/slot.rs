@@ -58,9 +58,9 @@ mod tests {
 
     #[test]
     fn slots_are_stable_and_spread() {
-        // Fixed: clients and servers of other versions compute the same.
-        assert_eq!(Slot::of("s3://lake/t.parquet", Part::Footer).get(), 4606);
-        assert_eq!(Slot::of("s3://lake/t.parquet", Part::RowGroup(0)).get(), 15041);
+        // Fixed, by another implementation of XXH3: clients and servers of other versions compute the same.
+        assert_eq!(Slot::of("s3://lake/t.parquet", Part::Footer).get(), 5052);
+        assert_eq!(Slot::of("s3://lake/t.parquet", Part::RowGroup(0)).get(), 4880);
         let mut quarters = [0_u32; 4];
         for i in 0..4_000 {
             quarters[usize::from(Slot::of("s3://lake/t.parquet", Part::RowGroup(i)).get() / (SLOT_COUNT / 4))] += 1;

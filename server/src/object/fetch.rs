@@ -323,17 +323,17 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn every_range_is_found_again(ranges in proptest::collection::vec((0_u64..40 << 20, 1_u64..9 << 20), 1..6)) {
+        fn every_range_is_found_again(ranges in proptest::collection::vec((0_u64..30 << 20, 1_u64..9 << 20), 1..6)) {
+            static OBJECT: std::sync::LazyLock<Bytes> = std::sync::LazyLock::new(|| vec![[1_u8, 2, 3, 4, 5, 6, 7]; 6 << 20].concat().into());
             let ranges: Vec<_> = ranges.into_iter().map(|(start, len)| start..start + len).collect();
-            let byte_at = |at: u64| (at % 251) as u8;
-            let parts = coalesce(&ranges).into_iter().map(|range| (range.start, range.map(byte_at).collect::<Vec<_>>().into()));
+            let slice = |range: &Range<u64>| OBJECT.slice(range.start as usize..range.end as usize);
+            // Copies, as reads are: neighbours in the object are not neighbours in memory.
+            let parts = coalesce(&ranges).into_iter().map(|range| (range.start, Bytes::copy_from_slice(&slice(&range))));
             let segments = Segments { parts: parts.collect() };
             for range in ranges {
-                let bytes = segments.get(range.clone()).unwrap();
-                prop_assert_eq!(bytes.len() as u64, range.end - range.start);
-                prop_assert_eq!(bytes[0], byte_at(range.start));
-                prop_assert_eq!(bytes[bytes.len() - 1], byte_at(range.end - 1));
+                prop_assert!(segments.get(range.clone()).unwrap() == slice(&range));
             }
             prop_assert!(segments.get(1 << 40..(1 << 40) + 1).is_none());
         }

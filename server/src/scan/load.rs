@@ -75,6 +75,8 @@ impl Engine {
         };
         let load = LoadGroup::new();
         let mut permits = Vec::new();
+        // What this call holds while it waits: it cannot become free for it.
+        let mut held_bytes = 0;
         let mut wanted = Vec::with_capacity(columns.len());
         for &column in columns {
             let key = ChunkKey { object: Arc::clone(&object), row_group: group.row_group, column: column as u32 };
@@ -82,6 +84,7 @@ impl Engine {
                 Lookup::Hit(chunk) => {
                     group.meter.chunks_hit.fetch_add(1, Ordering::Relaxed);
                     self.metrics.hit_bytes.inc_by(chunk.weight_bytes());
+                    held_bytes += chunk.weight_bytes();
                     Wanted::Ready(chunk)
                 }
                 Lookup::Wait(flight) => {
@@ -98,7 +101,7 @@ impl Engine {
         if permits.is_empty() {
             drop(reserved);
         } else {
-            load.spawn(Arc::clone(self).load(group.clone(), permits, reserved));
+            load.spawn(Arc::clone(self).load(group.clone(), permits, held_bytes, reserved));
         }
         // From here on only the flights keep the load alive.
         drop(load);
@@ -123,9 +126,9 @@ impl Engine {
     }
 
     /// The task of one load: reserve, fetch, decode, hand over.
-    async fn load(self: Arc<Self>, group: RowGroupRef, permits: Vec<ChunkPermit>, reserved: oneshot::Sender<()>) {
+    async fn load(self: Arc<Self>, group: RowGroupRef, permits: Vec<ChunkPermit>, held_bytes: u64, reserved: oneshot::Sender<()>) {
         let columns: Vec<usize> = permits.iter().map(|permit| permit.key().column as usize).collect();
-        let read = self.read(&group, &columns, reserved).await;
+        let read = self.read(&group, &columns, held_bytes, reserved).await;
         let (mut decoding, mut reservation) = match read {
             Ok(read) => read,
             Err(error) => return permits.into_iter().for_each(|permit| permit.fail(error.clone())),
@@ -155,7 +158,7 @@ impl Engine {
         reserved: oneshot::Sender<()>,
     ) -> Result<Vec<Pinned<Chunk>>, LoadError> {
         group.meter.chunks_missed.fetch_add(columns.len() as u64, Ordering::Relaxed);
-        let (mut decoding, mut reservation) = self.read(group, columns, reserved).await?;
+        let (mut decoding, mut reservation) = self.read(group, columns, 0, reserved).await?;
         let mut chunks: Vec<Option<Pinned<Chunk>>> = vec![None; columns.len()];
         while let Some(decoded) = decoding.join_next().await {
             let (at, decoded) = decoded.map_err(|e| LoadError::Failed(Error::internal(format!("decode: {e}"))))?;
@@ -173,25 +176,35 @@ impl Engine {
         self: &Arc<Self>,
         group: &RowGroupRef,
         columns: &[usize],
+        held_bytes: u64,
         reserved: oneshot::Sender<()>,
     ) -> Result<(JoinSet<Decoded>, Reservation), LoadError> {
+        if group.load_bytes(columns).saturating_add(held_bytes) > self.chunks.budget().limit() {
+            return Err(LoadError::TooLarge);
+        }
         let reservation = self.chunks.reserve(group.load_bytes(columns)).await.map_err(|error| match error {
             ReserveError::TooLarge { .. } => LoadError::TooLarge,
             ReserveError::TimedOut { .. } => LoadError::Failed(group.error(&error)),
         })?;
         // The receiver is gone when the scan is: then nobody needs to be told.
         let _ = reserved.send(());
-        let footer = &group.footer;
-        let segments = footer
-            .object
-            .ranges(footer.version(), &group.ranges(columns), &self.limits, &group.meter)
-            .await
-            .map_err(LoadError::Failed)?;
+        let segments = self.fetch(group, columns).await.map_err(LoadError::Failed)?;
         let mut decoding = JoinSet::new();
         for (at, &column) in columns.iter().enumerate() {
             decoding.spawn(Arc::clone(self).decode(at, group.clone(), column, segments.clone()));
         }
         Ok((decoding, reservation))
+    }
+
+    /// The bytes of file columns. An object that turns out overwritten is forgotten, so that the next request sees its new
+    /// version whatever the source's freshness.
+    pub(crate) async fn fetch(&self, group: &RowGroupRef, columns: &[usize]) -> Result<Segments> {
+        let footer = &group.footer;
+        let fetched = footer.object.ranges(footer.version(), &group.ranges(columns), &self.limits, &group.meter).await;
+        if fetched.as_ref().is_err_and(|error| matches!(error.kind, ErrorKind::Changed | ErrorKind::NotFound)) {
+            self.footers.forget(footer.object.url());
+        }
+        fetched
     }
 
     async fn decode(self: Arc<Self>, at: usize, group: RowGroupRef, column: usize, segments: Segments) -> Decoded {

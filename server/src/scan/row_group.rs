@@ -166,7 +166,7 @@ impl Engine {
             ReserveError::TimedOut { .. } => group.error(&error),
         })?;
         let footer = Arc::clone(&group.footer);
-        let segments = footer.object.ranges(footer.version(), &ranges, &self.limits, &group.meter).await?;
+        let segments = self.fetch(&group, &file_columns).await?;
         let (sender, receiver) = mpsc::channel(BANDS_AHEAD);
         tokio::task::spawn_blocking(move || {
             let _reservation = reservation;

@@ -185,7 +185,7 @@ impl Engine {
         let compressed = ranges.iter().map(|range| range.end - range.start).sum();
         let reservation = self.chunks.reserve(compressed).await.map_err(|error| group.error(&error))?;
         let footer = Arc::clone(&group.footer);
-        let segments = footer.object.ranges(footer.version(), &ranges, &self.limits, &group.meter).await?;
+        let segments = self.fetch(&group, &file_columns).await?;
         let pick = move || {
             let _reservation = reservation;
             let (mut start, mut picked) = (0_usize, Vec::new());

@@ -111,7 +111,7 @@ async fn a_waiter_that_leaves_disturbs_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn objects_without_a_version_are_read_and_never_cached() {
-    let cache = Cache::with(settings(), TestStore { has_versions: false, ..TestStore::new() }).await;
+    let cache = Cache::with(settings(), TestStore::without_versions()).await;
     cache.store.put("t.parquet", file(0, 10_000, 5_000, 1)).await;
     for _ in 0..2 {
         cache.store.take_reads();

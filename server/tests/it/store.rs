@@ -17,7 +17,7 @@ use object_store::{
 use tokio::sync::Semaphore;
 
 /// What happens to a read.
-pub enum Fate {
+pub(crate) enum Fate {
     Serve,
     /// Answered as by a store that went on failing after all retries.
     Fail,
@@ -32,38 +32,43 @@ pub enum Fate {
 type Script = Box<dyn FnMut(&GetOptions, usize) -> Fate + Send>;
 
 /// A store in memory, whose reads are counted and follow a script.
-pub struct TestStore {
+pub(crate) struct TestStore {
     inner: InMemory,
     reads: Mutex<Vec<Option<GetRange>>>,
     script: Mutex<Option<Script>>,
     /// Reads wait for a permit.
-    pub gate: Semaphore,
-    pub has_versions: bool,
+    pub(crate) gate: Semaphore,
+    has_versions: bool,
 }
 
 impl TestStore {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let gate = Semaphore::new(Semaphore::MAX_PERMITS);
         Self { inner: InMemory::new(), reads: Mutex::default(), script: Mutex::default(), gate, has_versions: true }
     }
 
-    pub async fn put(&self, key: &str, bytes: impl Into<Bytes>) {
+    /// A store that states no versions.
+    pub(crate) fn without_versions() -> Self {
+        Self { has_versions: false, ..Self::new() }
+    }
+
+    pub(crate) async fn put(&self, key: &str, bytes: impl Into<Bytes>) {
         self.inner.put(&Path::from(key), PutPayload::from(bytes.into())).await.unwrap();
     }
 
     /// Decides the fate of each read from now on; the number counts them from 0.
-    pub fn script(&self, script: impl FnMut(&GetOptions, usize) -> Fate + Send + 'static) {
+    pub(crate) fn script(&self, script: impl FnMut(&GetOptions, usize) -> Fate + Send + 'static) {
         self.reads.lock().unwrap().clear();
         *self.script.lock().unwrap() = Some(Box::new(script));
     }
 
     /// Reads since the last call.
-    pub fn take_reads(&self) -> Vec<Option<GetRange>> {
+    pub(crate) fn take_reads(&self) -> Vec<Option<GetRange>> {
         std::mem::take(&mut *self.reads.lock().unwrap())
     }
 
     /// Bytes asked for by ranges.
-    pub fn bytes_of(reads: &[Option<GetRange>]) -> u64 {
+    pub(crate) fn bytes_of(reads: &[Option<GetRange>]) -> u64 {
         reads.iter().map(|read| if let Some(GetRange::Bounded(Range { start, end })) = read { end - start } else { 0 }).sum()
     }
 }
@@ -141,6 +146,6 @@ impl ObjectStore for TestStore {
 }
 
 /// For sources.
-pub fn shared(store: &Arc<TestStore>) -> Arc<dyn ObjectStore> {
+pub(crate) fn shared(store: &Arc<TestStore>) -> Arc<dyn ObjectStore> {
     Arc::clone(store) as Arc<dyn ObjectStore>
 }

@@ -17,24 +17,24 @@ use parquet::file::properties::WriterProperties;
 use crate::store::{TestStore, shared};
 
 /// A server over a test store at `s3://lake/`, and a client of it.
-pub struct Cache {
-    pub store: Arc<TestStore>,
-    pub server: Server,
-    pub client: Client,
+pub(crate) struct Cache {
+    pub(crate) store: Arc<TestStore>,
+    pub(crate) server: Server,
+    pub(crate) client: Client,
 }
 
-pub fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     let drain = Duration::from_secs(5);
     Settings { listen: any, admin: any, capacity: ByteSize::mib(64), drain, freshness: Freshness::Immutable, ..Settings::default() }
 }
 
 impl Cache {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(settings(), TestStore::new()).await
     }
 
-    pub async fn with(settings: Settings, store: TestStore) -> Self {
+    pub(crate) async fn with(settings: Settings, store: TestStore) -> Self {
         let store = Arc::new(store);
         let sources = Sources::default().with_store("s3://lake/", shared(&store), settings.freshness).unwrap();
         let server = Server::start_with(&settings, sources, Arc::new(Metrics::new().unwrap())).await.unwrap();
@@ -42,27 +42,27 @@ impl Cache {
         Self { store, server, client }
     }
 
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         drop(self.client);
         assert!(self.server.shutdown().await, "requests were still under way");
     }
 
     /// All values of a column of the scan's answer.
-    pub async fn values(&self, url: &str, column: &str) -> flightcache::Result<Vec<i64>> {
+    pub(crate) async fn values(&self, url: &str, column: &str) -> flightcache::Result<Vec<i64>> {
         let batches = self.client.scan(url).columns([column]).send().await?.collect().await?;
         Ok(values(&batches))
     }
 }
 
-pub fn values(batches: &[RecordBatch]) -> Vec<i64> {
+pub(crate) fn values(batches: &[RecordBatch]) -> Vec<i64> {
     let column = |batch: &RecordBatch| batch.column(0).as_any().downcast_ref::<Int64Array>().unwrap().values().to_vec();
     batches.iter().flat_map(column).collect()
 }
 
 /// A Parquet file of `columns` columns `c0`…, `rows` rows in groups of `group_rows`; `c0` counts from `first`, the others hold
 /// noise that does not compress.
-pub fn file(first: i64, rows: i64, group_rows: usize, columns: usize) -> Bytes {
-    let noise = |column: i64| (0..rows).map(move |row| (row + 1).wrapping_mul(column * 0x9E37_79B9_7F4A_7C15_u64 as i64).rotate_left(17));
+pub(crate) fn file(first: i64, rows: i64, group_rows: usize, columns: usize) -> Bytes {
+    let noise = |column: i64| (0..rows).map(move |row| (row + 1).wrapping_mul(column.wrapping_mul(0x1E37_79B9_7F4A_7C15)).rotate_left(17));
     let arrays = (0..columns).map(|column| {
         let values: Int64Array = if column == 0 { (first..first + rows).collect() } else { noise(column as i64).collect() };
         (format!("c{column}"), Arc::new(values) as ArrayRef)
@@ -81,7 +81,7 @@ pub fn file(first: i64, rows: i64, group_rows: usize, columns: usize) -> Bytes {
 }
 
 /// Waits until a condition holds; fails when it does not within a minute.
-pub async fn until(what: &str, condition: impl Fn() -> bool) {
+pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     while !condition() {
         assert!(tokio::time::Instant::now() < deadline, "{what}: not within a minute");
