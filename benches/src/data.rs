@@ -15,7 +15,8 @@ const GROUP_ROWS: usize = 100_000;
 /// A Parquet file of `rows` rows: `id` (sorted), `station` (500 names), `m0`…`m17` (floats). The same for the same arguments.
 pub(crate) fn parquet(rows: usize) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
     let mut random = StdRng::seed_from_u64(7);
-    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).set_max_row_group_row_count(Some(GROUP_ROWS)).build();
+    let properties =
+        WriterProperties::builder().set_compression(Compression::SNAPPY).set_max_row_group_row_count(Some(GROUP_ROWS)).build();
     let mut writer = None;
     for start in (0..rows).step_by(GROUP_ROWS) {
         let here = GROUP_ROWS.min(rows - start);

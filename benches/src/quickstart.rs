@@ -77,13 +77,26 @@ pub(crate) async fn run(options: Options) -> Result<(), Box<dyn std::error::Erro
     let store = Arc::new(SlowStore::new(inner, options.latency, bandwidth));
     let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     let settings = Settings { listen: any, admin: any, ..Settings::default() };
-    let sources = Sources::default().with_store("s3://bench/", Arc::clone(&store) as Arc<dyn ObjectStore>, Freshness::default())?;
+    let sources =
+        Sources::default().with_store("s3://bench/", Arc::clone(&store) as Arc<dyn ObjectStore>, Freshness::default())?;
     let server = Server::start_with(&settings, sources, Arc::new(Metrics::new()?)).await?;
     let client = Client::connect(&format!("grpc://{}", server.flight_addr())).await?;
 
     let mut table = Table::new();
     table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["read", "rows", "direct", "cold", "warm", "cold / direct", "direct / warm", "warm hits", "store: direct", "store: cold", "store: warm"]);
+    table.set_header([
+        "read",
+        "rows",
+        "direct",
+        "cold",
+        "warm",
+        "cold / direct",
+        "direct / warm",
+        "warm hits",
+        "store: direct",
+        "store: cold",
+        "store: warm",
+    ]);
     table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
     for query in &QUERIES {
         let (mut direct, mut cold, mut warm) = (Vec::new(), Vec::new(), Vec::new());
@@ -115,7 +128,10 @@ pub(crate) async fn run(options: Options) -> Result<(), Box<dyn std::error::Erro
         ]);
     }
     println!("{table}");
-    println!("direct: DataFusion reading the store in this process; cold, warm: through a server, over loopback TCP; medians of {}", options.rounds.max(1));
+    println!(
+        "direct: DataFusion reading the store in this process; cold, warm: through a server, over loopback TCP; medians of {}",
+        options.rounds.max(1)
+    );
     println!("store: requests / bytes that reached it");
     drop(client);
     server.shutdown().await;

@@ -10,8 +10,8 @@ use futures::stream::BoxStream;
 use futures::{FutureExt as _, StreamExt as _};
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
-    PutOptions, PutPayload, PutResult, RenameOptions, Result,
+    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
 };
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -65,7 +65,8 @@ impl ObjectStore for SlowStore {
                 let bytes = result.bytes().await?;
                 let arrives = {
                     let mut free_at = link.lock().await;
-                    *free_at = (*free_at).max(Instant::now()) + Duration::from_secs_f64(bytes.len() as f64 / bytes_per_second as f64);
+                    *free_at =
+                        (*free_at).max(Instant::now()) + Duration::from_secs_f64(bytes.len() as f64 / bytes_per_second as f64);
                     *free_at
                 };
                 tokio::time::sleep_until(arrives).await;

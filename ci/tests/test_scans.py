@@ -68,7 +68,7 @@ FILTERS = {
     "small > 50 or small is null": lambda t: pc.or_kleene(pc.greater(t["small"], 50), pc.is_null(t["small"])),
     "isnan(f)": lambda t: pc.is_nan(t["f"]),
     "price between 10.50 and 11.25": lambda t: pc.and_(pc.greater_equal(t["price"], decimal.Decimal("10.50")), pc.less_equal(t["price"], decimal.Decimal("11.25"))),
-    "at < timestamp '2023-11-14T23:00:00Z'": lambda t: pc.less(t["at"], pa.scalar(datetime.datetime(2023, 11, 14, 23, tzinfo=datetime.timezone.utc), pa.timestamp("us", "UTC")).cast(pa.timestamp("us", "Europe/Zurich"))),
+    "at < arrow_cast('2023-11-14T23:00:00Z', 'Timestamp(Microsecond, Some(\"UTC\"))')": lambda t: pc.less(t["at"], pa.scalar(datetime.datetime(2023, 11, 14, 23, tzinfo=datetime.timezone.utc), pa.timestamp("us", "UTC")).cast(pa.timestamp("us", "Europe/Zurich"))),
     "day = date '2024-02-29'": lambda t: pc.equal(t["day"], datetime.date(2024, 2, 29)),
     "point['x'] = 4": lambda t: pc.equal(pc.struct_field(t["point"], "x"), 4),
     "flag": lambda t: t["flag"],

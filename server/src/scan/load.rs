@@ -126,7 +126,13 @@ impl Engine {
     }
 
     /// The task of one load: reserve, fetch, decode, hand over.
-    async fn load(self: Arc<Self>, group: RowGroupRef, permits: Vec<ChunkPermit>, held_bytes: u64, reserved: oneshot::Sender<()>) {
+    async fn load(
+        self: Arc<Self>,
+        group: RowGroupRef,
+        permits: Vec<ChunkPermit>,
+        held_bytes: u64,
+        reserved: oneshot::Sender<()>,
+    ) {
         let columns: Vec<usize> = permits.iter().map(|permit| permit.key().column as usize).collect();
         let read = self.read(&group, &columns, held_bytes, reserved).await;
         let (mut decoding, mut reservation) = match read {

@@ -5,10 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{Array, ArrayRef, AsArray as _, BooleanArray, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use chrono::{DateTime, Utc};
 use datafusion::common::{DFSchema, DataFusionError};
 use datafusion::execution::SessionState;
 use datafusion::execution::session_state::SessionStateBuilder;
-use datafusion::logical_expr::{Expr, ExprSchemable as _};
+use datafusion::logical_expr::Expr;
+use datafusion::logical_expr::simplify::SimplifyContext;
+use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::prelude::SessionConfig;
 use flightcache_proto::{Error, ErrorKind, Result};
@@ -31,6 +34,8 @@ pub(crate) struct Predicate {
     table: SchemaRef,
     /// The table columns it refers to, ascending.
     columns: Vec<usize>,
+    /// What `now()` means: the same for all of a scan.
+    asked_at: DateTime<Utc>,
     /// Over the announced types, for pruning.
     announced: Arc<dyn PhysicalExpr>,
     /// By the types the columns rest in: strings may be dictionaries in one row group and plain in the next.
@@ -44,6 +49,20 @@ impl Default for Planner {
             SessionStateBuilder::new().with_config(config).with_default_features().build()
         };
         Self { folding: state(true), literal: state(false) }
+    }
+}
+
+impl Planner {
+    /// Types made to agree, constants computed, functions that only exist while planning replaced.
+    fn physical(&self, expr: Expr, schema: &DFSchema, asked_at: DateTime<Utc>) -> Result<Arc<dyn PhysicalExpr>, DataFusionError> {
+        let context = SimplifyContext::builder()
+            .with_schema(Arc::new(schema.clone()))
+            .with_config_options(Arc::clone(self.folding.config_options()))
+            .with_query_execution_start_time(Some(asked_at))
+            .build();
+        let simplifier = ExprSimplifier::new(context);
+        let expr = simplifier.simplify(simplifier.coerce(expr, schema)?)?;
+        self.folding.create_physical_expr(expr, schema)
     }
 }
 
@@ -66,18 +85,26 @@ impl Predicate {
         if expr.is_volatile() {
             return Err(Error::invalid(format!("filter {sql:?}: volatile functions are not allowed")));
         }
-        let announced = planner.folding.create_physical_expr(expr.clone(), &schema).map_err(invalid)?;
+        let asked_at = Utc::now();
+        let announced = planner.physical(expr.clone(), &schema, asked_at).map_err(invalid)?;
         let data_type = announced.data_type(table).map_err(invalid)?;
         if !matches!(data_type, DataType::Boolean | DataType::Null) {
             return Err(Error::invalid(format!("filter {sql:?} is of type {data_type}, not boolean")));
         }
-        let _ = expr.get_type(&schema);
         let mut columns = Vec::new();
         for column in expr.column_refs() {
             columns.push(table.index_of(&column.name).map_err(|e| Error::invalid(format!("filter {sql:?}: {e}")))?);
         }
         columns.sort_unstable();
-        Ok(Self { expr, planner: Arc::clone(planner), table: Arc::clone(table), columns, announced, bound: Mutex::default() })
+        Ok(Self {
+            expr,
+            planner: Arc::clone(planner),
+            table: Arc::clone(table),
+            columns,
+            asked_at,
+            announced,
+            bound: Mutex::default(),
+        })
     }
 
     /// The table columns it refers to, ascending.
@@ -143,9 +170,8 @@ impl Predicate {
             return expr.clone();
         }
         let schema = self.schema(types);
-        let expr = DFSchema::try_from(schema)
-            .and_then(|schema| self.planner.folding.create_physical_expr(self.expr.clone(), &schema))
-            .ok();
+        let expr =
+            DFSchema::try_from(schema).and_then(|schema| self.planner.physical(self.expr.clone(), &schema, self.asked_at)).ok();
         bound.insert(types.to_vec(), expr.clone());
         expr
     }
@@ -210,7 +236,7 @@ mod tests {
 
     #[test]
     fn names_work_folded_quoted_and_as_written() {
-        for sql in ["A = 1", "\"Name\" = 'x'", "Name = 'x'"] {
+        for sql in ["a = arrow_cast('1', 'Int64')", "now() > timestamp '2024-01-01'", "A = 1", "\"Name\" = 'x'", "Name = 'x'"] {
             assert!(parse(sql).is_ok(), "{sql}");
         }
     }

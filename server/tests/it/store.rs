@@ -96,7 +96,9 @@ impl ObjectStore for TestStore {
         let _open = self.gate.acquire().await.unwrap();
         let fate = self.script.lock().unwrap().as_mut().map_or(Fate::Serve, |script| script(&options, number));
         match &fate {
-            Fate::Fail => return Err(object_store::Error::Generic { store: "test", source: "503 Slow Down, after 10 retries".into() }),
+            Fate::Fail => {
+                return Err(object_store::Error::Generic { store: "test", source: "503 Slow Down, after 10 retries".into() });
+            }
             Fate::Overwrite(bytes) => drop(self.inner.put(location, PutPayload::from(bytes.clone())).await?),
             Fate::Delete => self.inner.delete(location).await?,
             Fate::Serve | Fate::Truncate => {}

@@ -26,7 +26,14 @@ pub(crate) struct Cache {
 pub(crate) fn settings() -> Settings {
     let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     let drain = Duration::from_secs(5);
-    Settings { listen: any, admin: any, capacity: ByteSize::mib(64), drain, freshness: Freshness::Immutable, ..Settings::default() }
+    Settings {
+        listen: any,
+        admin: any,
+        capacity: ByteSize::mib(64),
+        drain,
+        freshness: Freshness::Immutable,
+        ..Settings::default()
+    }
 }
 
 impl Cache {
@@ -62,7 +69,9 @@ pub(crate) fn values(batches: &[RecordBatch]) -> Vec<i64> {
 /// A Parquet file of `columns` columns `c0`…, `rows` rows in groups of `group_rows`; `c0` counts from `first`, the others hold
 /// noise that does not compress.
 pub(crate) fn file(first: i64, rows: i64, group_rows: usize, columns: usize) -> Bytes {
-    let noise = |column: i64| (0..rows).map(move |row| (row + 1).wrapping_mul(column.wrapping_mul(0x1E37_79B9_7F4A_7C15)).rotate_left(17));
+    let noise = |column: i64| {
+        (0..rows).map(move |row| (row + 1).wrapping_mul(column.wrapping_mul(0x1E37_79B9_7F4A_7C15)).rotate_left(17))
+    };
     let arrays = (0..columns).map(|column| {
         let values: Int64Array = if column == 0 { (first..first + rows).collect() } else { noise(column as i64).collect() };
         (format!("c{column}"), Arc::new(values) as ArrayRef)
