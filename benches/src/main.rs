@@ -15,7 +15,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Read a small data set cold and warm through a server in this process, and directly with DataFusion.
+    /// Read a small data set cold and warm through a server in this process, and directly with `DataFusion`.
     Quickstart(quickstart::Options),
 }
 

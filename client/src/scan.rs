@@ -254,10 +254,10 @@ async fn read_once(
     let mut decoded = FlightDataDecoder::new(frames.map_err(Into::into));
     while let Some(frame) = decoded.next().await {
         let frame = frame.map_err(from_flight)?;
-        if let Ok(so_far) = serde_json::from_slice(&frame.inner.app_metadata) {
-            if let Some(stats) = stats.lock().unwrap_or_else(PoisonError::into_inner).get_mut(share.index) {
-                *stats = so_far;
-            }
+        if let Ok(so_far) = serde_json::from_slice(&frame.inner.app_metadata)
+            && let Some(stats) = stats.lock().unwrap_or_else(PoisonError::into_inner).get_mut(share.index)
+        {
+            *stats = so_far;
         }
         if let DecodedPayload::RecordBatch(batch) = frame.payload {
             *has_delivered = true;

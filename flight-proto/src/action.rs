@@ -1,4 +1,4 @@
-//! DoAction: names, and the JSON that goes in and out.
+//! `DoAction`: names, and the JSON that goes in and out.
 
 use serde::{Deserialize, Serialize};
 

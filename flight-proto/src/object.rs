@@ -13,7 +13,7 @@ pub enum Version {
 }
 
 impl Version {
-    /// The version stated by an ETag or a version id. Weak tags (`W/"…"`) never match in `If-Match`, so they are no version.
+    /// The version stated by an `ETag` or a version id. Weak tags (`W/"…"`) never match in `If-Match`, so they are no version.
     pub fn new(etag: Option<&str>, id: Option<&str>) -> Option<Self> {
         match (etag, id) {
             (Some(tag), _) if !tag.is_empty() && !tag.starts_with("W/") => Some(Self::ETag(tag.into())),

@@ -1,4 +1,4 @@
-//! Tickets: what DoGet takes.
+//! Tickets: what `DoGet` takes.
 
 use prost::Message as _;
 
@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::pb;
 use crate::scan::ScanRequest;
 
-/// What DoGet takes: a whole scan, or one endpoint's share of one.
+/// What `DoGet` takes: a whole scan, or one endpoint's share of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ticket {
     /// The whole scan from one connection.

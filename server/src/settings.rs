@@ -166,7 +166,7 @@ pub struct Flags {
     #[arg(long, env = "FLIGHTCACHE_ADVERTISE", value_name = "URI")]
     #[serde(skip_serializing_if = "Option::is_none")]
     advertise: Option<String>,
-    /// What may be read: s3://bucket/prefix/ or file:///directory/. Repeatable.
+    /// What may be read: <s3://bucket/prefix>/ or <file:///directory>/. Repeatable.
     #[arg(long = "source", env = "FLIGHTCACHE_SOURCE", value_name = "URL", num_args = 1.., value_delimiter = ' ')]
     #[serde(skip)]
     sources: Vec<String>,
@@ -214,7 +214,7 @@ pub struct Flags {
     #[arg(long, env = "FLIGHTCACHE_LOG_FORMAT", value_enum)]
     #[serde(skip_serializing_if = "Option::is_none")]
     log_format: Option<LogFormat>,
-    /// Log filter, such as info or flightcache_server=debug.
+    /// Log filter, such as info or `flightcache_server=debug`.
     #[arg(long, env = "FLIGHTCACHE_LOG", value_name = "FILTER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     log: Option<String>,

@@ -1,4 +1,4 @@
-//! DoAction: JSON in, JSON out.
+//! `DoAction`: JSON in, JSON out.
 
 use std::sync::Arc;
 

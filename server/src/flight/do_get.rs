@@ -1,4 +1,4 @@
-//! DoGet: one ticket's batches as frames, with what it took in the app metadata and in the trailers.
+//! `DoGet`: one ticket's batches as frames, with what it took in the app metadata and in the trailers.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -17,16 +17,11 @@ const TARGET_FRAME_BYTES: usize = 1 << 20;
 const ENVELOPE_BYTES: usize = 4 << 10;
 
 /// Encodes the batches of one stream. Its schema has no dictionaries: the announced one never does.
+#[derive(Default)]
 pub struct Encoder {
     options: IpcWriteOptions,
     generator: IpcDataGenerator,
     context: IpcWriteContext,
-}
-
-impl Default for Encoder {
-    fn default() -> Self {
-        Self { options: IpcWriteOptions::default(), generator: IpcDataGenerator::default(), context: IpcWriteContext::default() }
-    }
 }
 
 impl Encoder {
@@ -106,7 +101,7 @@ fn frame_bytes(frame: &FlightData) -> usize {
 /// Rows that make a frame of about the target size, by the mean row of the batch.
 fn rows_per_frame(batch: &RecordBatch) -> usize {
     let rows = batch.num_rows().max(1);
-    let bytes: usize = batch.columns().iter().map(|array| sliced_bytes(array)).sum();
+    let bytes: usize = batch.columns().iter().map(sliced_bytes).sum();
     (rows * TARGET_FRAME_BYTES / bytes.max(1)).clamp(1, rows.max(1))
 }
 
@@ -209,7 +204,7 @@ mod tests {
         let batch = RecordBatch::try_from_iter([("c", array)]).unwrap();
         for slice in [batch.clone(), batch.slice(batch.num_rows() / 3, batch.num_rows() / 3)] {
             let (frames, decoded) = round_trip(&slice).await;
-            let largest = frames.iter().map(|frame| prost::Message::encoded_len(frame)).max().unwrap_or(0);
+            let largest = frames.iter().map(prost::Message::encoded_len).max().unwrap_or(0);
             assert!(largest <= MAX_FRAME_BYTES, "{name}: {largest}");
             let joined = arrow::compute::concat_batches(&slice.schema(), &decoded).unwrap();
             assert_eq!(joined, slice, "{name}");

@@ -58,7 +58,7 @@ impl FlightcacheService {
         let plan = self.engine.plan(request, None, &meter).await?;
         let map = self.engine.slot_map();
         let mut info = FlightInfo {
-            schema: encapsulated(ipc_schema(&plan.schema)?),
+            schema: encapsulated(&ipc_schema(&plan.schema)?),
             flight_descriptor: Some(descriptor),
             total_records: plan.exact_rows().map_or(-1, |rows| rows as i64),
             total_bytes: if plan.exact_rows().is_some() { plan.estimated_bytes() as i64 } else { -1 },
@@ -89,7 +89,7 @@ impl FlightcacheService {
 
     async fn schema(&self, descriptor: &FlightDescriptor) -> Result<SchemaResult> {
         let plan = self.engine.plan(scan_of(descriptor)?, None, &Arc::default()).await?;
-        Ok(SchemaResult { schema: encapsulated(ipc_schema(&plan.schema)?) })
+        Ok(SchemaResult { schema: encapsulated(&ipc_schema(&plan.schema)?) })
     }
 
     /// What is resident, one flight an object. The criteria is a URL prefix.
@@ -101,7 +101,7 @@ impl FlightcacheService {
             let request = ScanRequest::new(&url);
             let metadata = serde_json::json!({"resident_bytes": bytes, "size_bytes": footer.size});
             Ok(FlightInfo {
-                schema: encapsulated(ipc_schema(&footer.schema)?),
+                schema: encapsulated(&ipc_schema(&footer.schema)?),
                 flight_descriptor: Some(FlightDescriptor::new_path(vec![url])),
                 endpoint: vec![FlightEndpoint {
                     ticket: Some(FlightTicket { ticket: Ticket::Scan(request).encode().into() }),
@@ -131,13 +131,13 @@ fn scan_of(descriptor: &FlightDescriptor) -> Result<ScanRequest> {
     }
 }
 
-/// A schema message with its IPC prefix, as FlightInfo and SchemaResult carry it.
-fn encapsulated(message: Vec<u8>) -> Bytes {
+/// A schema message with its IPC prefix, as `FlightInfo` and `SchemaResult` carry it.
+fn encapsulated(message: &[u8]) -> Bytes {
     let mut bytes = Vec::with_capacity(message.len() + 16);
     let padded = message.len().next_multiple_of(8);
     bytes.extend_from_slice(&[0xff; 4]);
     bytes.extend_from_slice(&(padded as u32).to_le_bytes());
-    bytes.extend_from_slice(&message);
+    bytes.extend_from_slice(message);
     bytes.resize(8 + padded, 0);
     bytes.into()
 }

@@ -52,10 +52,10 @@ impl Listings {
     pub async fn list(&self, pattern: &Pattern) -> Result<Arc<Listing>> {
         let ttl = pattern.source.freshness().listing_ttl();
         let now = Instant::now();
-        if let Some(listing) = self.lock().get(&pattern.url) {
-            if now.duration_since(listing.asked_at) < ttl {
-                return Ok(Arc::clone(listing));
-            }
+        if let Some(listing) = self.lock().get(&pattern.url)
+            && now.duration_since(listing.asked_at) < ttl
+        {
+            return Ok(Arc::clone(listing));
         }
         let listing = Arc::new(list(pattern, now).await?);
         if !ttl.is_zero() {

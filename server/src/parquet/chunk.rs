@@ -23,7 +23,7 @@ pub struct Chunk {
 impl Chunk {
     /// A chunk of pieces of `piece_rows` rows each, the last one shorter.
     pub fn new(pieces: Vec<ArrayRef>, piece_rows: usize) -> Self {
-        let rows = pieces.iter().map(|piece| piece.len()).sum();
+        let rows = pieces.iter().map(arrow::array::Array::len).sum();
         Self { pieces, piece_rows: piece_rows.max(1), rows }
     }
 
@@ -39,7 +39,7 @@ impl Chunk {
 
     /// The type of the arrays as they rest here: a dictionary where strings repeat.
     pub fn data_type(&self) -> Option<&DataType> {
-        self.pieces.first().map(|piece| piece.data_type())
+        self.pieces.first().map(arrow::array::Array::data_type)
     }
 
     /// Rows `offset..offset + len`, without copying; they must not straddle two pieces.

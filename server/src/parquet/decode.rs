@@ -20,6 +20,9 @@ const MAX_PIECE_BYTES: u64 = 1 << 30;
 /// Strings with at most this many distinct values, each used four times or more on average, rest as dictionaries.
 const MAX_DICTIONARY_VALUES: usize = 65_536;
 
+/// Page headers are shorter.
+const HEADER_WINDOW: u64 = 64 << 10;
+
 /// The fetched bytes of an object, as the Parquet reader wants them.
 #[derive(Clone)]
 struct Bytewise {
@@ -39,15 +42,13 @@ impl ChunkReader for Bytewise {
     fn get_read(&self, start: u64) -> ParquetResult<Self::T> {
         // Pages are read through `get_bytes`; this serves page headers, which are short.
         let tail = self.segments.tail(start).ok_or_else(|| outside(start))?;
-        const HEADER_WINDOW: u64 = 64 << 10;
-        if (tail.len() as u64) < HEADER_WINDOW {
-            if let Some(joined) = (tail.len() as u64 + 1..=HEADER_WINDOW)
+        if (tail.len() as u64) < HEADER_WINDOW
+            && let Some(joined) = (tail.len() as u64 + 1..=HEADER_WINDOW)
                 .rev()
                 .step_by(4 << 10)
                 .find_map(|len| self.segments.get(start..start + len))
-            {
-                return Ok(bytes::Buf::reader(joined));
-            }
+        {
+            return Ok(bytes::Buf::reader(joined));
         }
         Ok(bytes::Buf::reader(tail))
     }

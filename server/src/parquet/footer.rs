@@ -94,11 +94,14 @@ impl Footer {
                 let width = match chunk.column_descr().physical_type() {
                     parquet::basic::Type::BOOLEAN => 1,
                     parquet::basic::Type::INT32 | parquet::basic::Type::FLOAT => 4,
-                    parquet::basic::Type::INT64 | parquet::basic::Type::DOUBLE | parquet::basic::Type::INT96 => 8,
+                    // For bytes: their offset, or half a view.
+                    parquet::basic::Type::INT64
+                    | parquet::basic::Type::DOUBLE
+                    | parquet::basic::Type::INT96
+                    | parquet::basic::Type::BYTE_ARRAY => 8,
                     parquet::basic::Type::FIXED_LEN_BYTE_ARRAY => {
                         u64::try_from(chunk.column_descr().type_length()).unwrap_or(16).max(16)
                     }
-                    parquet::basic::Type::BYTE_ARRAY => 8,
                 };
                 let stated = chunk.unencoded_byte_array_data_bytes().and_then(|bytes| u64::try_from(bytes).ok());
                 let text = match chunk.column_descr().physical_type() {

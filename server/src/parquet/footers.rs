@@ -73,10 +73,10 @@ impl Footers {
             let (known, read) = {
                 let mut state = self.lock();
                 let known = state.resident.get_mut(object.url()).map(|resident| {
-                    if let Some((version, asked_at)) = listed {
-                        if resident.footer.version() == Some(version) {
-                            resident.confirmed_at = resident.confirmed_at.max(asked_at);
-                        }
+                    if let Some((version, asked_at)) = listed
+                        && resident.footer.version() == Some(version)
+                    {
+                        resident.confirmed_at = resident.confirmed_at.max(asked_at);
                     }
                     resident.clone()
                 });

@@ -149,7 +149,9 @@ impl Engine {
             (&metrics.footer_bytes, stats.footer_bytes),
             (&metrics.resident_footers, stats.resident_footers),
         ];
-        gauges.into_iter().for_each(|(gauge, value)| gauge.set(value as i64));
+        for (gauge, value) in gauges {
+            gauge.set(value as i64);
+        }
         let counters = [
             (&metrics.chunk_hits, cache.hits),
             (&metrics.chunk_misses, cache.misses),
@@ -157,7 +159,9 @@ impl Engine {
             (&metrics.evictions, cache.evictions),
             (&metrics.rejections, cache.rejected),
         ];
-        counters.into_iter().for_each(|(counter, value)| counter.inc_by(value.saturating_sub(counter.get())));
+        for (counter, value) in counters {
+            counter.inc_by(value.saturating_sub(counter.get()));
+        }
     }
 }
 

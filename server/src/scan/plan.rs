@@ -160,7 +160,7 @@ impl Engine {
         let started = std::time::Instant::now();
         let given_schema = share.as_ref().and_then(|share| share.schema.as_deref()).map(super::parse_ipc_schema).transpose()?;
         let candidates = match share {
-            Some(share) => self.from_share(share)?,
+            Some(share) => self.candidates_of(share)?,
             None => self.candidates(&request.url).await?,
         };
         let footers: Vec<(Arc<Footer>, Candidate)> = futures::stream::iter(candidates)
@@ -205,11 +205,11 @@ impl Engine {
     ) -> Result<ObjectPlan> {
         let groups = footer.metadata.num_row_groups() as u32;
         let asked = share.and_then(|share| share.row_groups.clone());
-        if let Some(share) = share.filter(|share| share.row_groups.is_some()) {
-            if share.version != footer.version().map(ToString::to_string) {
-                let message = format!("{}: overwritten since the ticket was made; ask for the flight again", share.url);
-                return Err(Error::new(ErrorKind::Changed, message));
-            }
+        if let Some(share) = share.filter(|share| share.row_groups.is_some())
+            && share.version != footer.version().map(ToString::to_string)
+        {
+            let message = format!("{}: overwritten since the ticket was made; ask for the flight again", share.url);
+            return Err(Error::new(ErrorKind::Changed, message));
         }
         let whole = asked.is_none();
         let row_groups = asked.unwrap_or_else(|| (0..groups).collect());
@@ -251,7 +251,7 @@ impl Engine {
         })
     }
 
-    fn from_share(&self, share: Share) -> Result<Vec<Candidate>> {
+    fn candidates_of(&self, share: Share) -> Result<Vec<Candidate>> {
         if share.objects.is_empty() {
             return Err(Error::invalid("ticket: a share of no objects"));
         }

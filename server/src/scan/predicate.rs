@@ -1,4 +1,4 @@
-//! Filters: SQL over a scan's columns, evaluated by DataFusion's physical expressions on arrays as they rest in the cache.
+//! Filters: SQL over a scan's columns, evaluated by `DataFusion`'s physical expressions on arrays as they rest in the cache.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,13 +19,15 @@ use flightcache_proto::{Error, ErrorKind, Result};
 /// Filters longer than this are refused.
 const MAX_FILTER_BYTES: usize = 1 << 20;
 
-/// Reads filters. Holds DataFusion's functions and rules.
+/// Reads filters. Holds `DataFusion`'s functions and rules.
 pub(crate) struct Planner {
-    /// Unquoted identifiers are lower-cased, as DataFusion does by default.
+    /// Unquoted identifiers are lower-cased, as `DataFusion` does by default.
     folding: SessionState,
     /// Identifiers are taken as they are written: `WatchID` works without quotes.
     literal: SessionState,
 }
+
+type Bound = Arc<dyn PhysicalExpr>;
 
 /// A filter over the columns of a table.
 pub(crate) struct Predicate {
@@ -39,7 +41,7 @@ pub(crate) struct Predicate {
     /// Over the announced types, for pruning.
     announced: Arc<dyn PhysicalExpr>,
     /// By the types the columns rest in: strings may be dictionaries in one row group and plain in the next.
-    bound: Mutex<HashMap<Vec<DataType>, Option<Arc<dyn PhysicalExpr>>>>,
+    bound: Mutex<HashMap<Vec<DataType>, Option<Bound>>>,
 }
 
 impl Default for Planner {
@@ -78,9 +80,12 @@ impl Predicate {
             // The first error is the one to report: it speaks of the text by DataFusion's own rules.
             planner.literal.create_logical_expr(sql, &schema).map_err(|_| folded)
         });
-        let expr = expr.map_err(|e| match root_is_missing_column(&e) {
-            true => Error::new(ErrorKind::NotFound, format!("filter {sql:?}: {}", e.strip_backtrace())),
-            false => invalid(e),
+        let expr = expr.map_err(|e| {
+            if root_is_missing_column(&e) {
+                Error::new(ErrorKind::NotFound, format!("filter {sql:?}: {}", e.strip_backtrace()))
+            } else {
+                invalid(e)
+            }
         })?;
         if expr.is_volatile() {
             return Err(Error::invalid(format!("filter {sql:?}: volatile functions are not allowed")));
@@ -121,20 +126,16 @@ impl Predicate {
     /// rest in.
     pub(crate) fn evaluate(&self, arrays: Vec<ArrayRef>, rows: usize) -> Result<BooleanArray> {
         let types: Vec<_> = arrays.iter().map(|array| array.data_type().clone()).collect();
-        let (expr, arrays) = match self.bind(&types) {
-            Some(expr) => (expr, arrays),
+        let (expr, arrays) = if let Some(expr) = self.bind(&types) {
+            (expr, arrays)
+        } else {
             // An expression that cannot be bound to dictionaries is bound to the announced types.
-            None => {
-                let announced: Vec<_> = self.columns.iter().map(|&column| self.table.field(column).data_type().clone()).collect();
-                let arrays = arrays
-                    .iter()
-                    .zip(&announced)
-                    .map(|(array, data_type)| arrow::compute::cast(array, data_type))
-                    .collect::<Result<_, _>>();
-                let expr =
-                    self.bind(&announced).ok_or_else(|| Error::internal("the filter cannot be bound to the announced types"))?;
-                (expr, arrays.map_err(|e| self.failed(&e.into()))?)
-            }
+            let announced: Vec<_> = self.columns.iter().map(|&column| self.table.field(column).data_type().clone()).collect();
+            let columns = arrays.iter().zip(&announced);
+            let arrays = columns.map(|(array, data_type)| arrow::compute::cast(array, data_type)).collect::<Result<_, _>>();
+            let expr =
+                self.bind(&announced).ok_or_else(|| Error::internal("the filter cannot be bound to the announced types"))?;
+            (expr, arrays.map_err(|e| self.failed(&e.into()))?)
         };
         let types = arrays.iter().map(|array| array.data_type().clone()).collect::<Vec<_>>();
         let options = RecordBatchOptions::new().with_row_count(Some(rows));

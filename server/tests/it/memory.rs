@@ -39,7 +39,7 @@ async fn accounted_bytes_stay_bounded_under_churn() {
                 let column = cache.values(&format!("s3://lake/t{i}.parquet"), "c0").await?;
                 assert!(column.into_iter().eq(i * 1_000_000..i * 1_000_000 + 100_000));
                 let whole = cache.client.scan(format!("s3://lake/t{i}.parquet")).send().await?.collect().await?;
-                assert_eq!(whole.iter().map(|batch| batch.num_rows()).sum::<usize>(), 100_000);
+                assert_eq!(whole.iter().map(arrow::array::RecordBatch::num_rows).sum::<usize>(), 100_000);
                 Ok::<_, flightcache::Error>(())
             }
         });

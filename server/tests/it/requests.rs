@@ -39,7 +39,7 @@ async fn two_columns_of_twenty_read_two_columns() {
     let cache = Cache::start().await;
     cache.store.put("t.parquet", file(0, 50_000, 50_000, 20)).await;
     let stream = cache.client.scan(URL).columns(["c3", "c17"]).send().await.unwrap();
-    assert_eq!(stream.collect().await.unwrap().iter().map(|batch| batch.num_rows()).sum::<usize>(), 50_000);
+    assert_eq!(stream.collect().await.unwrap().iter().map(arrow::array::RecordBatch::num_rows).sum::<usize>(), 50_000);
     let reads = cache.store.take_reads();
     assert_eq!(reads.len(), 3, "{reads:?}");
     let bytes = TestStore::bytes_of(&reads);
