@@ -104,7 +104,7 @@ pub struct Error {
     pub message: String,
 }
 
-/// Shorthand for results with [`enum@Error`].
+/// Shorthand for results with [`struct@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {

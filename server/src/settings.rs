@@ -182,7 +182,7 @@ pub struct Flags {
     #[arg(long, env = "FLIGHTCACHE_FOOTER_CAPACITY", value_name = "BYTES")]
     #[serde(skip_serializing_if = "Option::is_none")]
     footer_capacity: Option<ByteSize>,
-    /// Staleness bound: immutable, always, or ttl=<duration>.
+    /// Staleness bound: immutable, always, or a time such as ttl=60s.
     #[arg(long, env = "FLIGHTCACHE_FRESHNESS", value_name = "BOUND")]
     #[serde(skip_serializing_if = "Option::is_none")]
     freshness: Option<Freshness>,
