@@ -70,7 +70,11 @@ pub(crate) async fn run(options: Options) -> Result<(), Box<dyn std::error::Erro
     };
     let file = data::parquet(options.rows)?;
     println!("{} rows, 20 columns, {} of Snappy Parquet in {place}", options.rows, ByteSize(file.len() as u64));
-    println!("injected in front of it: {:?} a request, {} a second", options.latency, options.bandwidth);
+    let bandwidth = match options.bandwidth.as_u64() {
+        0 => "no bound on bandwidth".to_owned(),
+        _ => format!("{} a second", options.bandwidth),
+    };
+    println!("injected in front of it: {:?} a request, {bandwidth}", options.latency);
     inner.put(&Path::from("quickstart.parquet"), file.into()).await?;
 
     let bandwidth = Some(options.bandwidth.as_u64()).filter(|bandwidth| *bandwidth > 0);

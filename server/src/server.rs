@@ -10,8 +10,8 @@ use flightcache_proto::{Error, FILE_DESCRIPTOR_SET, Node, Result, SlotMap};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::service::LayerExt as _;
+use tonic::transport::server::TcpIncoming;
 use tower::util::MapResponseLayer;
 
 use crate::admin::{Admin, Metrics};
@@ -61,13 +61,14 @@ impl Server {
         let flight_service = MapResponseLayer::new(ScanTrailers::wrap)
             .named_layer(FlightServiceServer::new(FlightcacheService::new(Arc::clone(&engine))));
         let (stop, stopped) = watch::channel(false);
+        // Set here: the builder's own option does not reach a listener that is passed in. Without it a small answer waits 40 ms.
+        let incoming = TcpIncoming::from(flight_listener).with_nodelay(Some(true));
         let flight = tonic::transport::Server::builder()
-            .tcp_nodelay(true)
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .add_service(health_service)
             .add_service(reflection)
             .add_service(flight_service)
-            .serve_with_incoming_shutdown(TcpListenerStream::new(flight_listener), until(stopped.clone()));
+            .serve_with_incoming_shutdown(incoming, until(stopped.clone()));
         let ready = Arc::new(AtomicBool::new(true));
         let router = Admin::new(Arc::clone(&engine), Arc::clone(&ready)).router();
         let admin = axum::serve(admin_listener, router).with_graceful_shutdown(until(stopped)).into_future();
