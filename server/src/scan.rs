@@ -34,7 +34,7 @@ use self::predicate::Planner;
 use crate::admin::{Metrics, ScanMeter};
 use crate::cache::{Cache, CacheConfig, Permit};
 use crate::object::{FetchLimits, Listings, Sources};
-use crate::parquet::{Chunk, Footers};
+use crate::parquet::{BloomFilters, Chunk, Footers};
 use crate::settings::Settings;
 
 type Chunks = Cache<ChunkKey, Chunk, LoadError>;
@@ -45,6 +45,7 @@ pub struct Engine {
     sources: Sources,
     listings: Listings,
     footers: Arc<Footers>,
+    blooms: BloomFilters,
     chunks: Arc<Chunks>,
     limits: FetchLimits,
     planner: Arc<Planner>,
@@ -61,6 +62,7 @@ impl Engine {
     /// An engine over `sources`, with an empty cache.
     pub fn new(settings: &Settings, sources: Sources, metrics: Arc<Metrics>, slot_map: SlotMap) -> Arc<Self> {
         let limits = FetchLimits::new(settings.store_requests, Arc::clone(&metrics));
+        let footer_capacity = settings.footer_capacity.as_u64();
         let chunks = Cache::new(CacheConfig {
             capacity_bytes: settings.capacity.as_u64(),
             reserve_bytes: settings.reserve_bytes(),
@@ -71,7 +73,8 @@ impl Engine {
         Arc::new(Self {
             sources,
             listings: Listings::default(),
-            footers: Footers::new(settings.footer_capacity.as_u64() as usize, limits.clone()),
+            footers: Footers::new((footer_capacity - footer_capacity / 4) as usize, limits.clone()),
+            blooms: BloomFilters::new(footer_capacity / 4, limits.clone()),
             chunks,
             limits,
             planner: Arc::default(),

@@ -40,6 +40,11 @@ pub struct Settings {
     pub freshness: Freshness,
     /// Requests to object stores under way at a time.
     pub store_requests: usize,
+    /// Time one request to an object store may take, its body included, before it counts as failed.
+    #[serde(with = "humantime_text")]
+    pub store_timeout: Duration,
+    /// Times a failed request to an object store is sent again, with jittered exponential backoff.
+    pub store_retries: usize,
     /// Compressed bytes of row groups one scan reads ahead.
     pub read_ahead: ByteSize,
     /// How long a load waits for memory before it fails.
@@ -95,6 +100,8 @@ impl Default for Settings {
             protected_share: 0.8,
             freshness: Freshness::default(),
             store_requests: 64,
+            store_timeout: Duration::from_secs(30),
+            store_retries: 10,
             read_ahead: ByteSize::mib(64),
             memory_wait: Duration::from_secs(30),
             drain: Duration::from_secs(30),
@@ -198,6 +205,14 @@ pub struct Flags {
     #[arg(long, env = "FLIGHTCACHE_STORE_REQUESTS", value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     store_requests: Option<usize>,
+    /// Time one request to an object store may take, such as 30s.
+    #[arg(long, env = "FLIGHTCACHE_STORE_TIMEOUT", value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store_timeout: Option<String>,
+    /// Times a failed request to an object store is sent again.
+    #[arg(long, env = "FLIGHTCACHE_STORE_RETRIES", value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store_retries: Option<usize>,
     /// Compressed bytes of row groups one scan reads ahead.
     #[arg(long, env = "FLIGHTCACHE_READ_AHEAD", value_name = "BYTES")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,8 +1,11 @@
 //! Counts every HTTP request that reaches a store, retries included, and what makes a retry.
 
 use async_trait::async_trait;
+use http_body_util::BodyExt as _;
 use object_store::ClientOptions;
-use object_store::client::{HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService, ReqwestConnector};
+use object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpResponseBody, HttpService, ReqwestConnector,
+};
 use prometheus::IntCounter;
 
 /// Connects as usual, and counts.
@@ -38,6 +41,13 @@ impl HttpService for CountingService {
         if is_retried {
             self.retried.inc();
         }
-        response
+        // A body that breaks off is read on by a request for the rest.
+        let retried = self.retried.clone();
+        Ok(response?.map(|body| {
+            HttpResponseBody::new(body.map_err(move |error| {
+                retried.inc();
+                error
+            }))
+        }))
     }
 }

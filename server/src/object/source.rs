@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use flightcache_proto::{Error, ErrorKind, Result};
 use globset::{GlobBuilder, GlobMatcher};
-use object_store::ObjectStore;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
+use object_store::{ClientConfigKey, ObjectStore, RetryConfig};
 
 use super::connector::CountingConnector;
 use super::fetch::ObjectRef;
@@ -94,7 +94,7 @@ impl Sources {
     pub fn from_settings(settings: &Settings, metrics: &Metrics) -> Result<Self> {
         let mut sources = Self::default();
         for source in &settings.sources {
-            let (store, local_root) = open(source, metrics)?;
+            let (store, local_root) = open(source, settings, metrics)?;
             sources.add(&source.url, store, source.freshness.unwrap_or(settings.freshness), local_root)?;
         }
         Ok(sources)
@@ -167,17 +167,23 @@ impl Sources {
     }
 }
 
-fn open(source: &SourceSettings, metrics: &Metrics) -> Result<(Arc<dyn ObjectStore>, Option<PathBuf>)> {
+fn open(source: &SourceSettings, settings: &Settings, metrics: &Metrics) -> Result<(Arc<dyn ObjectStore>, Option<PathBuf>)> {
     let failed = |e: String| Error::invalid(format!("source {}: {e}", source.url));
     if let Some(root) = source.url.strip_prefix("file://") {
         let local_root = std::fs::canonicalize(root).map_err(|e| failed(e.to_string()))?;
         return Ok((Arc::new(LocalFileSystem::new()), Some(local_root)));
     }
     let bucket = source.url.strip_prefix("s3://").and_then(|rest| rest.split('/').next()).unwrap_or_default();
-    let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_http_connector(CountingConnector {
-        requests: metrics.store_http_requests.clone(),
-        retried: metrics.store_retries.clone(),
-    });
+    let retry = RetryConfig { max_retries: settings.store_retries, ..RetryConfig::default() };
+    let timeout = humantime::format_duration(settings.store_timeout).to_string();
+    let mut builder = AmazonS3Builder::from_env()
+        .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::Timeout), timeout)
+        .with_retry(retry)
+        .with_bucket_name(bucket)
+        .with_http_connector(CountingConnector {
+            requests: metrics.store_http_requests.clone(),
+            retried: metrics.store_retries.clone(),
+        });
     for (key, value) in &source.options {
         let key: AmazonS3ConfigKey = key.parse().map_err(|_| failed(format!("unknown S3 option `{key}`")))?;
         builder = builder.with_config(key, value);

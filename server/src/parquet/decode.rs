@@ -158,6 +158,8 @@ fn settle(array: ArrayRef, announced: &DataType) -> Result<ArrayRef> {
 pub struct Bands {
     reader: ParquetRecordBatchReader,
     url: String,
+    /// Rows the footer states beyond those handed out.
+    left: usize,
 }
 
 /// Decodes root columns of a row group band by band: memory stays at the fetched bytes plus one band.
@@ -171,14 +173,22 @@ pub fn decode_bands(footer: &Footer, row_group: u32, columns: &[usize], segments
     );
     let reader =
         reader(footer, row_group, mask, Rest::Plain, segments, SLICE_ROWS).map_err(|e| parquet_error(&url, "row group", &e))?;
-    Ok(Bands { reader, url })
+    Ok(Bands { reader, url, left: footer.row_group_rows(row_group) })
 }
 
 impl Iterator for Bands {
     type Item = Result<RecordBatch>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        Some(self.reader.next()?.map_err(|e| arrow_error(&self.url, "row group", &e)))
+        let short = |left| Error::new(ErrorKind::Corrupt, format!("{}: {left} rows fewer than the footer states", self.url));
+        match self.reader.next() {
+            Some(Ok(band)) => {
+                self.left = self.left.saturating_sub(band.num_rows());
+                Some(Ok(band))
+            }
+            Some(Err(error)) => Some(Err(arrow_error(&self.url, "row group", &error))),
+            None => (self.left > 0).then(|| Err(short(std::mem::take(&mut self.left)))),
+        }
     }
 }
 
@@ -186,6 +196,9 @@ fn arrow_error(url: &str, what: &str, error: &arrow::error::ArrowError) -> Error
     let text = error.to_string();
     let kind = if text.contains("not yet implemented") || text.contains("NYI") || text.contains("not supported") {
         ErrorKind::Unsupported
+    } else if text.contains("index overflow decoding byte array") {
+        // More than 2 GiB of strings in the fewest rows that are decoded at a time.
+        ErrorKind::ResourceExhausted
     } else {
         ErrorKind::Corrupt
     };

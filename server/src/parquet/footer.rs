@@ -154,10 +154,7 @@ impl Footer {
                     return Err(Error::internal(format!("{}: footer decoder ended early", object.url())));
                 }
                 // Files with a broken page index are read without it.
-                Ok(Err(_))
-                    if policy == PageIndexPolicy::Optional && pieces.len() > 1
-                        || matches!(&parsed, Ok(Err(_)) if policy == PageIndexPolicy::Optional) =>
-                {
+                Ok(Err(_)) if policy == PageIndexPolicy::Optional => {
                     policy = PageIndexPolicy::Skip;
                     continue;
                 }

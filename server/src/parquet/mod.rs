@@ -4,6 +4,7 @@
 //!  object --footers.rs--> Footer --prune.rs--> row groups --decode.rs--> Chunk (arrays)
 //! ```
 
+mod bloom;
 mod chunk;
 mod decode;
 mod footer;
@@ -11,6 +12,7 @@ mod footers;
 mod prune;
 mod schema;
 
+pub use bloom::BloomFilters;
 pub use chunk::{Chunk, SLICE_ROWS};
 pub use decode::{Bands, decode_bands, decode_chunk};
 pub use footer::Footer;

@@ -1,7 +1,6 @@
 //! Skipping row groups that hold no match, before any of their data is read.
 
 use std::collections::HashSet;
-use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BooleanArray, UInt64Array};
@@ -12,31 +11,29 @@ use datafusion::datasource::physical_plan::parquet::BloomFilterStatistics;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_optimizer::pruning::{PruningPredicate, PruningPredicateBuilder};
 use flightcache_proto::Result;
+use futures::{StreamExt as _, TryStreamExt as _};
 use parquet::arrow::arrow_reader::statistics::StatisticsConverter;
-use parquet::bloom_filter::Sbbf;
 use parquet::file::metadata::RowGroupMetaData;
 
+use super::bloom::BloomFilters;
 use super::footer::Footer;
 use crate::admin::ScanMeter;
-use crate::object::FetchLimits;
 
-/// Bloom filters larger than this are not worth reading.
-const MAX_BLOOM_BYTES: u64 = 16 << 20;
-/// What is read of a Bloom filter whose length the file does not state.
-const BLOOM_HEADER_BYTES: u64 = 1 << 10;
+/// Row groups whose Bloom filters are read at a time.
+const ROW_GROUPS_AT_A_TIME: usize = 16;
 
 /// The row groups of `candidates` that may hold a row for which `predicate` is true.
 ///
 /// `constants` are the values of columns that are not in the file (partition columns, missing columns), by name. What cannot
 /// be decided is kept.
 pub async fn prune_row_groups(
-    footer: &Footer,
+    footer: &Arc<Footer>,
     candidates: Vec<u32>,
     predicate: &Arc<dyn PhysicalExpr>,
     schema: &SchemaRef,
     constants: &[(String, ScalarValue)],
-    limits: &FetchLimits,
-    meter: &ScanMeter,
+    filters: &BloomFilters,
+    meter: &Arc<ScanMeter>,
 ) -> Result<Vec<u32>> {
     let Ok(pruning) = PruningPredicateBuilder::new().with_file_schema(Arc::clone(schema)).try_build(Arc::clone(predicate)) else {
         return Ok(candidates);
@@ -48,15 +45,22 @@ pub async fn prune_row_groups(
     let statistics = RowGroupStatistics { footer, schema, groups, constants };
     let Ok(keep) = pruning.prune(&statistics) else { return Ok(candidates) };
     let mut kept: Vec<u32> = candidates.into_iter().zip(keep).filter_map(|(index, keep)| keep.then_some(index)).collect();
-    let blooms: Vec<_> = pruning.literal_columns();
-    if !blooms.is_empty() {
-        let mut decided = Vec::with_capacity(kept.len());
-        for index in kept {
-            if may_contain(footer, index, &pruning, &blooms, limits, meter).await? {
-                decided.push(index);
-            }
-        }
-        kept = decided;
+    // Only columns of one leaf have a Bloom filter of their own.
+    let columns: Vec<(String, usize)> = pruning
+        .literal_columns()
+        .into_iter()
+        .filter_map(|name| {
+            let leaves = footer.leaves(footer.schema.index_of(&name).ok()?);
+            (leaves.len() == 1).then_some((name, leaves.start))
+        })
+        .collect();
+    if !columns.is_empty() {
+        let decisions = futures::stream::iter(kept).map(|index| {
+            let (pruning, columns) = (&pruning, &columns);
+            async move { Ok((index, may_contain(footer, index, pruning, columns, filters, meter).await?)) }
+        });
+        let decided: Vec<(u32, bool)> = decisions.buffered(ROW_GROUPS_AT_A_TIME).try_collect().await?;
+        kept = decided.into_iter().filter_map(|(index, keep)| keep.then_some(index)).collect();
     }
     Ok(kept)
 }
@@ -120,47 +124,24 @@ impl PruningStatistics for RowGroupStatistics<'_> {
     }
 }
 
+/// Whether the Bloom filters of `columns` leave it possible that a row group holds a match.
 async fn may_contain(
-    footer: &Footer,
+    footer: &Arc<Footer>,
     row_group: u32,
     pruning: &PruningPredicate,
-    columns: &[String],
-    limits: &FetchLimits,
-    meter: &ScanMeter,
+    columns: &[(String, usize)],
+    filters: &BloomFilters,
+    meter: &Arc<ScanMeter>,
 ) -> Result<bool> {
-    let group = footer.metadata.row_group(row_group as usize);
-    let descr = footer.metadata.file_metadata().schema_descr();
-    let mut wanted: Vec<(&str, usize, Range<u64>)> = Vec::new();
-    for name in columns {
-        let Ok(column) = footer.schema.index_of(name) else { continue };
-        let leaves = footer.leaves(column);
-        if leaves.len() != 1 {
-            continue;
-        }
-        let chunk = group.column(leaves.start);
-        let Some(start) = chunk.bloom_filter_offset().and_then(|offset| u64::try_from(offset).ok()) else { continue };
-        let len = chunk.bloom_filter_length().map_or(BLOOM_HEADER_BYTES, |len| u64::from(len.unsigned_abs()));
-        let end = start.saturating_add(len).min(footer.size);
-        if start < end && len <= MAX_BLOOM_BYTES && chunk.bloom_filter_length().is_some() {
-            wanted.push((name, leaves.start, start..end));
-        }
-    }
-    if wanted.is_empty() {
+    let found = filters.get(footer, row_group, columns.iter().map(|(_, leaf)| *leaf), meter).await?;
+    if found.is_empty() {
         return Ok(true);
     }
-    let ranges: Vec<_> = wanted.iter().map(|(_, _, range)| range.clone()).collect();
-    let segments = footer.object.ranges(footer.version(), &ranges, limits, meter).await?;
-    let mut filters = BloomFilterStatistics::with_capacity(wanted.len());
-    for (name, leaf, range) in wanted {
-        let Some(bytes) = segments.get(range) else { continue };
-        // A filter that cannot be read decides nothing.
-        match Sbbf::from_bytes(&bytes) {
-            Ok(filter) if filter.num_blocks() > 0 => {
-                let column = descr.column(leaf);
-                filters.insert(name, filter, column.physical_type(), column.type_length());
-            }
-            _ => {}
-        }
+    let mut statistics = BloomFilterStatistics::with_capacity(found.len());
+    for (leaf, filter) in found {
+        let column = footer.metadata.file_metadata().schema_descr().column(leaf);
+        let name = columns.iter().find_map(|(name, at)| (*at == leaf).then_some(name)).map_or("", String::as_str);
+        statistics.insert(name, filter, column.physical_type(), column.type_length());
     }
-    Ok(pruning.prune(&filters).map_or(true, |keep| keep.first().copied().unwrap_or(true)))
+    Ok(pruning.prune(&statistics).map_or(true, |keep| keep.first().copied().unwrap_or(true)))
 }

@@ -12,7 +12,7 @@ use super::{ChunkKey, ChunkPermit, Engine};
 use crate::admin::{ScanMeter, add_time};
 use crate::cache::{Flight, FlightError, LoadGroup, Lookup, Pinned, Reservation, ReserveError, buffers_weight};
 use crate::object::Segments;
-use crate::parquet::{Chunk, Footer, decode_chunk};
+use crate::parquet::{Chunk, Footer, decode_chunk, decoder_panic};
 
 /// Why a chunk could not be had.
 #[derive(Clone, Debug)]
@@ -228,12 +228,7 @@ impl Engine {
             Ok((chunk, weight))
         });
         let url = group.footer.object.url();
-        (
-            at,
-            work.await.unwrap_or_else(|panic| {
-                Err(crate::parquet::decoder_panic(url, &format!("row group {}", group.row_group), panic))
-            }),
-        )
+        (at, work.await.unwrap_or_else(|panic| Err(decoder_panic(url, &format!("row group {}", group.row_group), panic))))
     }
 }
 

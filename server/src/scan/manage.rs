@@ -125,7 +125,7 @@ impl Engine {
             streaming_bytes: usage.streaming,
             resident_chunks: self.chunks.len() as u64,
             resident_footers: resident_footers as u64,
-            footer_bytes: footer_bytes as u64,
+            footer_bytes: footer_bytes as u64 + self.blooms.resident_bytes(),
             chunks_hit: cache.hits,
             chunks_missed: cache.misses,
             chunks_joined: cache.joined,

@@ -201,7 +201,7 @@ impl Engine {
         plan: &ScanPlan,
         footer: Arc<Footer>,
         share: Option<&ObjectShare>,
-        meter: &ScanMeter,
+        meter: &Arc<ScanMeter>,
     ) -> Result<ObjectPlan> {
         let groups = footer.metadata.num_row_groups() as u32;
         let asked = share.and_then(|share| share.row_groups.clone());
@@ -229,11 +229,24 @@ impl Engine {
                 .collect();
             let before = row_groups.len();
             row_groups =
-                prune_row_groups(&footer, row_groups, predicate.announced(), &plan.table, &constants, &self.limits, meter)
+                prune_row_groups(&footer, row_groups, predicate.announced(), &plan.table, &constants, &self.blooms, meter)
                     .await?;
             self.count_pruned((before - row_groups.len()) as u64, meter);
         }
         Ok(ObjectPlan { footer, columns: Arc::new(columns), row_groups, whole })
+    }
+
+    /// Plans an object anew, on its current version, that was found overwritten.
+    pub(crate) async fn replan_object(&self, plan: &ScanPlan, old: &ObjectPlan, meter: &Arc<ScanMeter>) -> Result<ObjectPlan> {
+        let object = old.footer.object.clone();
+        self.footers.forget(object.url());
+        let footer = self.footers.get(&object, None, meter).await?;
+        // The answer's schema, and the places of its columns, are those of the version first seen.
+        if !plan.spans_objects && footer.schema.fields() != old.footer.schema.fields() {
+            let message = format!("{}: overwritten while it was read, by one of another schema", object.url());
+            return Err(Error::new(ErrorKind::Changed, message));
+        }
+        self.plan_object(plan, footer, None, meter).await
     }
 
     async fn candidates(&self, url: &str) -> Result<Vec<Candidate>> {

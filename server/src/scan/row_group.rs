@@ -11,6 +11,7 @@ use arrow::datatypes::DataType;
 use datafusion::common::ScalarValue;
 use flightcache_proto::{Error, ErrorKind, Result};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use super::Engine;
 use super::load::{LoadError, RowGroupRef};
@@ -18,7 +19,7 @@ use super::plan::{ColumnSource, ScanPlan};
 use super::predicate::Predicate;
 use crate::admin::add_time;
 use crate::cache::{Pinned, ReserveError};
-use crate::parquet::{Chunk, SLICE_ROWS, decode_bands};
+use crate::parquet::{Chunk, SLICE_ROWS, decode_bands, decoder_panic};
 
 /// Batches aim at this many encoded bytes: measured best on the wire.
 const TARGET_BATCH_BYTES: usize = 1 << 20;
@@ -39,7 +40,14 @@ pub(crate) enum Loaded {
     /// All in memory.
     Resident(ResidentRows),
     /// Larger than memory may hold: filtered and projected band by band.
-    Banded(mpsc::Receiver<Result<RecordBatch>>),
+    Banded(BandedRows),
+}
+
+/// Batches of a row group from the task that decodes it band by band.
+pub(crate) struct BandedRows {
+    batches: mpsc::Receiver<Result<RecordBatch>>,
+    task: Option<JoinHandle<()>>,
+    url: String,
 }
 
 /// The columns of a row group, and which of its rows match.
@@ -168,7 +176,8 @@ impl Engine {
         let footer = Arc::clone(&group.footer);
         let segments = self.fetch(&group, &file_columns).await?;
         let (sender, receiver) = mpsc::channel(BANDS_AHEAD);
-        tokio::task::spawn_blocking(move || {
+        let url = group.footer.object.url().to_owned();
+        let task = tokio::task::spawn_blocking(move || {
             let _reservation = reservation;
             let bands = decode_bands(&footer, group.row_group, &file_columns, &segments);
             let bands = match bands {
@@ -192,7 +201,7 @@ impl Engine {
                 }
             }
         });
-        Ok(Loaded::Banded(receiver))
+        Ok(Loaded::Banded(BandedRows { batches: receiver, task: Some(task), url }))
     }
 }
 
@@ -246,6 +255,17 @@ fn filter_band(
     };
     let arrays = plan.output.iter().map(|&column| array(column)).collect::<Result<_>>()?;
     assemble(plan, arrays, rows, mask.as_ref())
+}
+
+impl BandedRows {
+    /// The next batch of matching rows. A decoder that panicked is an error, not the end.
+    pub(crate) async fn next_batch(&mut self) -> Option<Result<RecordBatch>> {
+        if let Some(batch) = self.batches.recv().await {
+            return Some(batch);
+        }
+        let ended = self.task.take()?.await;
+        ended.err().map(|panic| Err(decoder_panic(&self.url, "row group", panic)))
+    }
 }
 
 impl Column {

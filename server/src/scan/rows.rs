@@ -15,6 +15,7 @@ use super::Engine;
 use super::load::{LoadError, RowGroupRef};
 use super::plan::{ColumnSource, ObjectPlan, ScanPlan};
 use super::row_group::Column;
+use super::stream::MAX_RESTARTS;
 use crate::admin::ScanMeter;
 use crate::cache::Pinned;
 use crate::parquet::{Chunk, SLICE_ROWS, decode_bands};
@@ -23,7 +24,6 @@ use crate::parquet::{Chunk, SLICE_ROWS, decode_bands};
 const ROW_GROUPS_AT_A_TIME: usize = 4;
 /// An answer is put in order in memory, so it is bounded.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
-const MAX_RESTARTS: usize = 5;
 
 impl Engine {
     /// The rows a plan names.
@@ -34,20 +34,17 @@ impl Engine {
     ) -> impl Stream<Item = Result<RecordBatch>> + Send + use<> {
         let engine = Arc::clone(self);
         async_stream::try_stream! {
-            let mut answer = engine.pick(&plan, &plan.objects[0], &meter).await;
+            let mut object = plan.objects[0].clone();
             let mut restarts = 0;
-            while let Err(error) = &answer {
-                if error.kind != ErrorKind::Changed || !plan.objects[0].whole || restarts == MAX_RESTARTS {
-                    break;
+            let answer = loop {
+                match engine.pick(&plan, &object, &meter).await {
+                    Err(error) if error.kind == ErrorKind::Changed && object.whole && restarts < MAX_RESTARTS => {
+                        restarts += 1;
+                        object = engine.replan_object(&plan, &object, &meter).await?;
+                    }
+                    answer => break answer?,
                 }
-                restarts += 1;
-                let object = plan.objects[0].footer.object.clone();
-                engine.footers.forget(object.url());
-                let footer = engine.footers.get(&object, None, &meter).await?;
-                let renewed = engine.plan_object(&plan, footer, None, &meter).await?;
-                answer = engine.pick(&plan, &renewed, &meter).await;
-            }
-            let answer = answer?;
+            };
             let mut left = plan.request.limit.map_or(answer.num_rows(), |limit| usize::try_from(limit).unwrap_or(usize::MAX).min(answer.num_rows()));
             let mut at = 0;
             while left > 0 {

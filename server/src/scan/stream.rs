@@ -18,7 +18,7 @@ use super::row_group::Loaded;
 use crate::admin::{ScanMeter, add_time};
 
 /// Times an object may be found overwritten before the scan gives up.
-const MAX_RESTARTS: usize = 5;
+pub(super) const MAX_RESTARTS: usize = 5;
 /// Row groups read ahead at most.
 const MAX_AHEAD: usize = 16;
 
@@ -94,11 +94,9 @@ impl Driver {
 
     /// Starts an object anew on its current version: what is queued and running of it is replaced.
     async fn restart(&mut self, object: usize, error: &Error) -> Result<()> {
-        let footer = &self.objects[object].footer;
-        tracing::info!(url = footer.object.url(), cause = %error, "overwritten while it was read: starting over");
-        self.engine.footers.forget(footer.object.url());
-        let footer = self.engine.footers.get(&footer.object.clone(), None, &self.meter).await?;
-        let renewed = self.engine.plan_object(&self.plan, footer, None, &self.meter).await?;
+        let old = &self.objects[object];
+        tracing::info!(url = old.footer.object.url(), cause = %error, "overwritten while it was read: starting over");
+        let renewed = self.engine.replan_object(&self.plan, old, &self.meter).await?;
         self.running.retain(|running| running.object != object);
         self.queue.retain(|(at, _)| *at != object);
         // Of the objects after this one, some row groups may be running already: they are queued again, behind it, so that the
@@ -156,7 +154,7 @@ impl Engine {
                     let batch = match &mut batches {
                         Loaded::NoMatch => None,
                         Loaded::Resident(rows) => rows.next_batch(&plan),
-                        Loaded::Banded(bands) => bands.recv().await,
+                        Loaded::Banded(bands) => bands.next_batch().await,
                     };
                     let Some(batch) = batch else { break };
                     let mut batch = batch?;
