@@ -13,7 +13,7 @@ use rand::{Rng as _, SeedableRng as _};
 const GROUP_ROWS: usize = 100_000;
 
 /// A Parquet file of `rows` rows: `id` (sorted), `station` (500 names), `m0`…`m17` (floats). The same for the same arguments.
-pub(crate) fn parquet(rows: usize) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+pub fn parquet(rows: usize) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
     let mut random = StdRng::seed_from_u64(7);
     let properties =
         WriterProperties::builder().set_compression(Compression::SNAPPY).set_max_row_group_row_count(Some(GROUP_ROWS)).build();

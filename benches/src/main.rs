@@ -1,10 +1,7 @@
 //! `flightcache-bench`: what the cache gains, measured against direct reads in the same run.
 
-mod data;
-mod quickstart;
-mod slow_store;
-
 use clap::{Parser, Subcommand};
+use flightcache_bench::quickstart;
 
 #[derive(Parser)]
 #[command(name = "flightcache-bench", version, about = "Benchmarks of Flightcache")]

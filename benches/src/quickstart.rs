@@ -22,7 +22,7 @@ use crate::data;
 use crate::slow_store::SlowStore;
 
 #[derive(Args)]
-pub(crate) struct Options {
+pub struct Options {
     /// Rows of the data set.
     #[arg(long, default_value_t = 400_000)]
     rows: usize,
@@ -62,7 +62,7 @@ struct Sample {
     stats: ScanStats,
 }
 
-pub(crate) async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
+pub async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
     let directory = tempfile::tempdir()?;
     let (inner, place): (Arc<dyn ObjectStore>, String) = match &options.bucket {
         Some(bucket) => (Arc::new(AmazonS3Builder::from_env().with_bucket_name(bucket).build()?), format!("bucket {bucket}")),

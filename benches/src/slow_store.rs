@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 /// Delays each read by `latency`, and lets `bytes_per_second` through, all readers together. Counts both.
 #[derive(Debug)]
-pub(crate) struct SlowStore {
+pub struct SlowStore {
     inner: Arc<dyn ObjectStore>,
     latency: Duration,
     bytes_per_second: Option<u64>,
@@ -29,13 +29,13 @@ pub(crate) struct SlowStore {
 }
 
 impl SlowStore {
-    pub(crate) fn new(inner: Arc<dyn ObjectStore>, latency: Duration, bytes_per_second: Option<u64>) -> Self {
+    pub fn new(inner: Arc<dyn ObjectStore>, latency: Duration, bytes_per_second: Option<u64>) -> Self {
         let link = Arc::new(Mutex::new(Instant::now()));
         Self { inner, latency, bytes_per_second, link, requests: AtomicU64::new(0), bytes: AtomicU64::new(0) }
     }
 
     /// Requests and bytes since the last call.
-    pub(crate) fn take_counts(&self) -> (u64, u64) {
+    pub fn take_counts(&self) -> (u64, u64) {
         (self.requests.swap(0, Ordering::Relaxed), self.bytes.swap(0, Ordering::Relaxed))
     }
 }

@@ -1,0 +1,8 @@
+//! What the cache gains, measured against other ways to read the same objects in the same run.
+//!
+//! The binary `flightcache-bench` is the command line of this crate; the folder `benches/` holds Criterion benches of single
+//! steps.
+
+pub mod data;
+pub mod quickstart;
+pub mod slow_store;
