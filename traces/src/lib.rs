@@ -14,7 +14,9 @@
 
 pub mod error;
 mod lines;
+pub mod simulate;
 pub mod trace;
 
 pub use error::{Error, Problem, Result};
+pub use simulate::{Belady, HitRates, ItemKey, Lru, Policy, footprint_bytes, simulate};
 pub use trace::{Access, Request, Trace, WHOLE_OBJECT};
