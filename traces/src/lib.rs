@@ -13,7 +13,9 @@
 //! [`mod@simulate`] (what hit rate was possible), [`error`] (how reading fails).
 
 pub mod error;
+pub mod import;
 mod lines;
+pub mod original;
 pub mod simulate;
 pub mod trace;
 
