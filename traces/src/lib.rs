@@ -13,6 +13,7 @@
 //! [`mod@simulate`] (what hit rate was possible), [`error`] (how reading fails).
 
 pub mod error;
+pub mod generate;
 pub mod import;
 mod lines;
 pub mod original;
