@@ -1,0 +1,167 @@
+//! The format: JSON Lines, one line for each row group that a request reads.
+//!
+//! ```json
+//! {"at_us":0,"request":1,"url":"s3://lake/t.parquet","row_group":0,"columns":["a","b"],"bytes":[48000,1200],"rows":6000,"hit":[true,false]}
+//! {"at_us":8000,"request":2,"url":"11.parquet","row_group":null,"columns":["*"],"bytes":[96000000],"rows":600000}
+//! ```
+//!
+//! The lines of a request follow each other. Requests are in the order of their starts.
+
+use std::collections::HashSet;
+use std::io::{BufRead, Write};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Problem, Result};
+use crate::lines::for_each_line;
+
+/// The one column of an access to a whole object.
+pub const WHOLE_OBJECT: &str = "*";
+
+/// Longer lines are refused.
+pub const MAX_LINE_BYTES: usize = 1 << 20;
+
+/// What a request reads of one row group, or of an object as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Access {
+    /// Microseconds since the trace's start. A request starts when its first line says.
+    pub at_us: u64,
+    /// Number of the request.
+    pub request: u64,
+    /// The object: a URL, or a name that the player puts a prefix in front of.
+    pub url: String,
+    /// The row group; `None`: the whole object, and the only column is [`WHOLE_OBJECT`].
+    pub row_group: Option<u32>,
+    /// The columns read.
+    pub columns: Vec<String>,
+    /// Decoded bytes, by column.
+    pub bytes: Vec<u64>,
+    /// Rows of the answer that come from here; 0 if it is not known.
+    pub rows: u64,
+    /// Whether it was resident, by column, if the trace was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hit: Option<Vec<bool>>,
+}
+
+impl Access {
+    /// The reading of an object as a whole.
+    pub fn whole_object(at_us: u64, request: u64, url: impl Into<String>, bytes: u64, rows: u64) -> Self {
+        let columns = vec![WHOLE_OBJECT.to_owned()];
+        Self { at_us, request, url: url.into(), row_group: None, columns, bytes: vec![bytes], rows, hit: None }
+    }
+
+    /// Reads a line, without its line feed.
+    pub fn from_line(line: &str) -> Result<Self, Problem> {
+        let access: Self = serde_json::from_str(line).map_err(|e| {
+            // The position would name line 1, of one.
+            Problem::Json(e.to_string().replace(&format!(" at line {} column {}", e.line(), e.column()), ""))
+        })?;
+        access.check()?;
+        Ok(access)
+    }
+
+    /// The line, without its line feed. What cannot be read back is not written.
+    pub fn to_line(&self) -> Result<String, Problem> {
+        self.check()?;
+        let line = serde_json::to_string(self).map_err(|e| Problem::Json(e.to_string()))?;
+        if line.len() > MAX_LINE_BYTES { Err(Problem::TooLong) } else { Ok(line) }
+    }
+
+    fn check(&self) -> Result<(), Problem> {
+        let columns = self.columns.len();
+        let lengths = [("bytes", self.bytes.len()), ("hit", self.hit.as_ref().map_or(columns, Vec::len))];
+        if let Some((field, len)) = lengths.into_iter().find(|(_, len)| *len != columns) {
+            return Err(Problem::Length { columns, field, len });
+        }
+        if self.row_group.is_none() && self.columns != [WHOLE_OBJECT] {
+            return Err(Problem::WholeObject);
+        }
+        Ok(())
+    }
+}
+
+/// A request: lines with the same number that follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request<'a> {
+    /// Its number in the trace.
+    pub number: u64,
+    /// Microseconds between the trace's start and the request's.
+    pub at_us: u64,
+    /// What it reads; never empty.
+    pub accesses: &'a [Access],
+}
+
+impl<'a> Request<'a> {
+    fn new(accesses: &'a [Access]) -> Self {
+        Self { number: accesses[0].request, at_us: accesses[0].at_us, accesses }
+    }
+
+    /// The objects it reads, in the order of their first use.
+    pub fn urls(&self) -> Vec<&'a str> {
+        distinct(self.accesses.iter().map(|access| access.url.as_str()))
+    }
+
+    /// The columns it reads, in the order of their first use; [`WHOLE_OBJECT`] stands for all.
+    pub fn columns(&self) -> Vec<&'a str> {
+        distinct(self.accesses.iter().flat_map(|access| access.columns.iter().map(String::as_str)))
+    }
+}
+
+fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut seen = HashSet::new();
+    names.filter(|name| seen.insert(*name)).collect()
+}
+
+/// What was asked of a cache, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trace {
+    /// The lines.
+    pub accesses: Vec<Access>,
+}
+
+impl Trace {
+    /// Reads JSON Lines.
+    pub fn read(input: impl BufRead) -> Result<Self> {
+        let mut trace = Self::default();
+        let mut start_us = 0;
+        for_each_line(input, |_, line| {
+            let access = Access::from_line(line)?;
+            if access.at_us < start_us {
+                return Err(Problem::Time { at_us: access.at_us, start_us });
+            }
+            if trace.accesses.last().is_none_or(|last| last.request != access.request) {
+                start_us = access.at_us;
+            }
+            trace.accesses.push(access);
+            Ok(())
+        })?;
+        Ok(trace)
+    }
+
+    /// Writes JSON Lines.
+    pub fn write(&self, mut output: impl Write) -> Result<()> {
+        for (line, access) in (1..).zip(&self.accesses) {
+            let text = access.to_line().map_err(|problem| Error::Line { line, problem })?;
+            writeln!(output, "{text}")?;
+        }
+        Ok(output.flush()?)
+    }
+
+    /// The requests, in order.
+    pub fn requests(&self) -> impl Iterator<Item = Request<'_>> {
+        self.accesses.chunk_by(|a, b| a.request == b.request).map(Request::new)
+    }
+
+    /// The same accesses at `factor` times their times: 0.5 is twice as fast, 0 all at once.
+    #[must_use]
+    pub fn scaled_time(mut self, factor: f64) -> Self {
+        for access in &mut self.accesses {
+            access.at_us = (access.at_us as f64 * factor).round() as u64;
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests;
