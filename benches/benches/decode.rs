@@ -31,7 +31,7 @@ fn decode(criterion: &mut Criterion) {
         let segments = runtime.block_on(object.ranges(footer.version(), &ranges, &limits, &meter)).unwrap();
         group.throughput(Throughput::Bytes(footer.decoded_bytes_estimate(0, column)));
         group.bench_function(BenchmarkId::new("chunk", name), |b| {
-            b.iter(|| decode_chunk(&footer, 0, column, &segments).unwrap());
+            b.iter(|| decode_chunk(&footer, 0, column, &segments, &mut |_| true).unwrap());
         });
         group.bench_function(BenchmarkId::new("reader's batches", name), |b| {
             b.iter(|| {

@@ -26,6 +26,10 @@ pub struct Share {
     pub epoch: u64,
     /// Arrow schema (encapsulated IPC message) of the columns the scan touches, where the share's own objects do not determine it.
     pub schema: Option<Vec<u8>>,
+    /// Fingerprint of the answer's schema, which an overwritten object may no longer have.
+    pub schema_hash: u64,
+    /// When the scan was planned, in microseconds since 1970: what `now()` means in its filter.
+    pub asked_at_us: i64,
 }
 
 /// The part of one object that belongs to a share.
@@ -60,6 +64,8 @@ impl Ticket {
                     objects: objects.collect(),
                     epoch: share.epoch,
                     schema: (!share.schema.is_empty()).then_some(share.schema),
+                    schema_hash: share.schema_hash,
+                    asked_at_us: share.asked_at_us,
                 }))
             }
             None => Err(Error::invalid("ticket is empty")),
@@ -84,6 +90,8 @@ impl Ticket {
                     .collect(),
                 epoch: share.epoch,
                 schema: share.schema.unwrap_or_default(),
+                schema_hash: share.schema_hash,
+                asked_at_us: share.asked_at_us,
             }),
         };
         pb::Ticket { kind: Some(kind) }.encode_to_vec()
@@ -104,9 +112,10 @@ mod tests {
                 0..4,
             ),
             epoch in any::<u64>(),
+            asked_at_us in any::<i64>(),
         ) {
             let objects = objects.into_iter().map(|(url, version, row_groups)| ObjectShare { url, version, row_groups }).collect();
-            let ticket = Ticket::Share(Share { scan: ScanRequest::new("s3://b/k/"), objects, epoch, schema: None });
+            let ticket = Ticket::Share(Share { scan: ScanRequest::new("s3://b/k/"), objects, epoch, schema: None, schema_hash: epoch, asked_at_us });
             let bytes = ticket.encode();
             prop_assert_ne!(bytes.first(), Some(&b'{'));
             prop_assert_eq!(Ticket::parse(&bytes).unwrap(), ticket);

@@ -34,7 +34,7 @@ use self::predicate::Planner;
 use crate::admin::{Metrics, ScanMeter};
 use crate::cache::{Cache, CacheConfig, Permit};
 use crate::object::{FetchLimits, Listings, Sources};
-use crate::parquet::{BloomFilters, Chunk, Footers};
+use crate::parquet::{BloomFilters, Chunk, Footers, check_widths};
 use crate::settings::Settings;
 
 type Chunks = Cache<ChunkKey, Chunk, LoadError>;
@@ -130,6 +130,8 @@ fn parse_ipc_schema(bytes: &[u8]) -> Result<Schema> {
         arrow::ipc::root_as_message(bytes).map_err(|e| Error::invalid(format!("ticket: its schema cannot be read: {e}")))?;
     let schema = message.header_as_schema().ok_or_else(|| Error::invalid("ticket: its schema is none"))?;
     // The converter trusts its input to name types it knows.
-    std::panic::catch_unwind(|| arrow::ipc::convert::fb_to_schema(schema))
-        .map_err(|_| Error::invalid("ticket: its schema has unknown types"))
+    let schema = std::panic::catch_unwind(|| arrow::ipc::convert::fb_to_schema(schema))
+        .map_err(|_| Error::invalid("ticket: its schema has unknown types"))?;
+    check_widths(&schema)?;
+    Ok(schema)
 }

@@ -20,6 +20,9 @@ use crate::object::Sources;
 use crate::scan::Engine;
 use crate::settings::Settings;
 
+/// Requests are not larger.
+const MAX_REQUEST_BYTES: usize = 16 << 20;
+
 /// A running server. Dropping it leaves it running; [`Server::shutdown`] ends it.
 pub struct Server {
     flight_addr: SocketAddr,
@@ -58,8 +61,10 @@ impl Server {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
             .map_err(|e| Error::internal(format!("reflection: {e}")))?;
-        let flight_service = MapResponseLayer::new(ScanTrailers::wrap)
-            .named_layer(FlightServiceServer::new(FlightcacheService::new(Arc::clone(&engine))));
+        // Large enough for a million row numbers.
+        let flight =
+            FlightServiceServer::new(FlightcacheService::new(Arc::clone(&engine))).max_decoding_message_size(MAX_REQUEST_BYTES);
+        let flight_service = MapResponseLayer::new(ScanTrailers::wrap).named_layer(flight);
         let (stop, stopped) = watch::channel(false);
         // Set here: the builder's own option does not reach a listener that is passed in. Without it a small answer waits 40 ms.
         let incoming = TcpIncoming::from(flight_listener).with_nodelay(Some(true));

@@ -65,11 +65,11 @@ impl FlightcacheService {
             ordered: true,
             ..FlightInfo::default()
         };
-        for (share, slot) in plan.shares(map.epoch(), SHARE_BYTES, MAX_SHARES)? {
+        for (ticket, slot) in plan.shares(map.epoch(), SHARE_BYTES, MAX_SHARES)? {
             let location = map.owner(slot).uri.iter().map(|uri| Location { uri: uri.clone() });
             let metadata = serde_json::json!({"slot": slot, "epoch": map.epoch()});
             info.endpoint.push(FlightEndpoint {
-                ticket: Some(FlightTicket { ticket: Ticket::Share(share).encode().into() }),
+                ticket: Some(FlightTicket { ticket: ticket.encode().into() }),
                 location: location.collect(),
                 expiration_time: None,
                 app_metadata: metadata.to_string().into(),

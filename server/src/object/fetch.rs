@@ -10,7 +10,7 @@ use bytes::Bytes;
 use flightcache_proto::{Error, ErrorKind, Result, Version};
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, GetResult};
+use object_store::{GetOptions, GetRange, GetResult, ObjectStoreExt as _};
 use tokio::sync::Semaphore;
 
 use super::source::Source;
@@ -139,6 +139,11 @@ fn coalesce(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
     merged.into_iter().flat_map(split).collect()
 }
 
+/// Bytes that reading `ranges` brings: the ranges, and the gaps that are read along.
+pub fn read_bytes(ranges: &[Range<u64>]) -> u64 {
+    coalesce(ranges).iter().map(|read| read.end - read.start).sum()
+}
+
 impl ObjectRef {
     pub(super) fn new(source: Arc<Source>, path: Path, url: Arc<str>) -> Self {
         Self { source, path, url }
@@ -185,6 +190,10 @@ impl ObjectRef {
                 Ok(Suffix::Read { bytes, size: result.size, version })
             }
             Err(object_store::Error::NotModified { .. }) => Ok(Suffix::NotModified),
+            // Nothing can be read of an empty object, not even that it is empty.
+            Err(object_store::Error::Generic { .. }) if self.is_empty().await => {
+                Err(Error::new(ErrorKind::Corrupt, format!("{}: an empty object is no Parquet file", self.url)))
+            }
             Err(error) => Err(store_error(&self.url, &what, &error)),
         }
     }
@@ -256,6 +265,10 @@ impl ObjectRef {
         limits.metrics.fetch_seconds.observe(started.elapsed().as_secs_f64());
         tracing::debug!(url = %self.url, what, bytes, elapsed_us = started.elapsed().as_micros() as u64, ok = read.is_ok(), "store read");
         read
+    }
+
+    async fn is_empty(&self) -> bool {
+        self.source.store.head(&self.path).await.is_ok_and(|meta| meta.size == 0)
     }
 
     /// Files reached through a symbolic link out of the source are denied.

@@ -64,6 +64,11 @@ impl Listings {
         Ok(listing)
     }
 
+    /// Forgets one listing. Returns whether there was one.
+    pub fn forget(&self, url: &str) -> bool {
+        self.lock().pop(url).is_some()
+    }
+
     /// Forgets everything.
     pub fn clear(&self) {
         self.lock().clear();

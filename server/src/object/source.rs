@@ -144,18 +144,14 @@ impl Sources {
         }
         let glob = (request.kind == UrlKind::Glob)
             .then(|| {
-                GlobBuilder::new(url)
-                    .literal_separator(true)
-                    .build()
-                    .map_err(|e| Error::invalid(format!("{url:?} is not a valid glob: {e}")))
+                let glob = GlobBuilder::new(url).literal_separator(true).build();
+                let glob = glob.map_err(|e| Error::invalid(format!("{url:?} is not a valid glob: {e}")))?;
+                // The library trusts its own translation to be small enough to compile.
+                std::panic::catch_unwind(|| glob.compile_matcher())
+                    .map_err(|_| Error::invalid(format!("{url:?} is too large a glob")))
             })
             .transpose()?;
-        Ok(Target::Many(Pattern {
-            source: Arc::clone(source),
-            url: url.to_owned(),
-            prefix: path(scope)?,
-            glob: glob.map(|glob| glob.compile_matcher()),
-        }))
+        Ok(Target::Many(Pattern { source: Arc::clone(source), url: url.to_owned(), prefix: path(scope)?, glob }))
     }
 
     /// The object at exactly this URL; prefixes and globs are refused.

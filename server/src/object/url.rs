@@ -20,12 +20,18 @@ pub(crate) enum UrlKind {
     Glob,
 }
 
+/// Keys have at most 1,024 bytes; globs may need more.
+const MAX_URL_BYTES: usize = 4 << 10;
+
 const GLOB_CHARS: [char; 4] = ['*', '?', '[', '{'];
 
 impl<'a> RequestUrl<'a> {
     /// Checks the shape; which source it belongs to is decided by [`super::Sources::resolve`].
     pub(crate) fn parse(text: &'a str) -> Result<Self> {
         let denied = |why: &str| Err(Error::new(ErrorKind::Denied, format!("{text:?}: {why}")));
+        if text.len() > MAX_URL_BYTES {
+            return Err(Error::invalid(format!("a URL of {} bytes; at most {MAX_URL_BYTES} are read", text.len())));
+        }
         let Some((scheme, rest)) = text.split_once("://") else {
             return Err(Error::invalid(format!("{text:?} is not a URL such as s3://bucket/key.parquet")));
         };

@@ -1,6 +1,6 @@
 //! Decoding column chunks: whole, for the cache; in bands of rows, for what cannot fit.
 
-use arrow::array::{Array, ArrayRef, AsArray as _, RecordBatch, new_empty_array};
+use arrow::array::{Array, ArrayRef, AsArray as _, OffsetSizeTrait, RecordBatch, new_empty_array};
 use arrow::compute::cast;
 use arrow::datatypes::DataType;
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::reader::{ChunkReader, Length};
 
 use super::chunk::{Chunk, SLICE_ROWS};
-use super::footer::{Footer, Rest, is_dictionary_encoded, is_string, parquet_error};
+use super::footer::{Footer, Rest, parquet_error};
 use crate::cache::compact;
 use crate::object::Segments;
 
@@ -19,6 +19,13 @@ use crate::object::Segments;
 const MAX_PIECE_BYTES: u64 = 1 << 30;
 /// Strings with at most this many distinct values, each used four times or more on average, rest as dictionaries.
 const MAX_DICTIONARY_VALUES: usize = 65_536;
+
+/// A dictionary is unfolded into at most as many times its bytes.
+const MAX_UNFOLDING: u64 = 4;
+/// Rows decoded before the size is looked at, where the metadata does not tell it.
+const UNSURE_PIECE_ROWS: usize = 8 * SLICE_ROWS;
+/// Rows of a band in that case.
+const UNSURE_BAND_ROWS: usize = 512;
 
 /// Page headers are shorter.
 const HEADER_WINDOW: u64 = 64 << 10;
@@ -80,81 +87,140 @@ fn reader(
         .build()
 }
 
+/// Why a chunk was not decoded.
+#[derive(Debug)]
+pub enum DecodeError {
+    /// It holds more bytes than it may grow to.
+    TooLarge,
+    /// Anything else.
+    Failed(Error),
+}
+
 /// Decodes root column `column` of a row group from its bytes, in one go: sizes are right only then.
 ///
 /// CPU-bound; run it off the async threads. Strings whose pages are all dictionary-encoded and whose values repeat stay
-/// dictionaries. The result owns right-sized buffers.
-pub fn decode_chunk(footer: &Footer, row_group: u32, column: usize, segments: &Segments) -> Result<Chunk> {
+/// dictionaries. The result owns right-sized buffers. `grow` is asked whether the chunk may hold that many bytes, wherever
+/// the metadata does not tell how many it will.
+pub fn decode_chunk(
+    footer: &Footer,
+    row_group: u32,
+    column: usize,
+    segments: &Segments,
+    grow: &mut dyn FnMut(u64) -> bool,
+) -> Result<Chunk, DecodeError> {
     let url = footer.object.url();
     let field = footer.schema.field(column);
     let what = || format!("row group {row_group}, column {:?}", field.name());
+    let fail = |kind, text: String| DecodeError::Failed(Error::new(kind, format!("{url} {}: {text}", what())));
     let rows = footer.row_group_rows(row_group);
     if rows == 0 {
         return Ok(Chunk::new(vec![new_empty_array(field.data_type())], SLICE_ROWS));
     }
-    let group = footer.metadata.row_group(row_group as usize);
-    let dictionary = is_string(field.data_type()) && footer.leaves(column).all(|leaf| is_dictionary_encoded(group.column(leaf)));
-    let rest = if dictionary { Rest::Dictionaries } else { Rest::Plain };
+    let rest = if footer.rests_as_dictionary(row_group, column) { Rest::Dictionaries } else { Rest::Plain };
+    let is_size_unknown = footer.is_size_unknown(row_group, column);
     let estimate = footer.decoded_bytes_estimate(row_group, column).max(1);
-    let piece_rows = match estimate.div_ceil(MAX_PIECE_BYTES) {
+    let mut piece_rows = match estimate.div_ceil(MAX_PIECE_BYTES) {
         1 => rows.next_multiple_of(SLICE_ROWS),
         pieces => (rows / pieces as usize).max(1).next_multiple_of(SLICE_ROWS),
     };
-    let mut pieces = Vec::new();
-    let mut piece_rows = piece_rows;
-    loop {
-        let reader = reader(footer, row_group, footer.mask(column), rest, segments, piece_rows);
-        let read = reader
-            .map_err(|e| parquet_error(url, &what(), &e))
-            .and_then(|reader| reader.map(|batch| batch.map_err(|e| arrow_error(url, &what(), &e))).collect::<Result<Vec<_>>>());
-        match read {
-            Ok(batches) => {
-                for batch in batches {
-                    if batch.num_columns() != 1 {
-                        return Err(Error::new(ErrorKind::Unsupported, format!("{url} {}: no Arrow type", what())));
-                    }
-                    // Out of the batch, so that nothing else holds the array and it can be shrunk in place.
-                    let (_, mut columns, _) = batch.into_parts();
-                    pieces.extend(columns.pop().map(|array| settle(array, field.data_type())).transpose()?);
+    if is_size_unknown {
+        piece_rows = piece_rows.min(UNSURE_PIECE_ROWS);
+    }
+    let chunk = loop {
+        let mut pieces = Vec::new();
+        let mut bytes = 0;
+        let mut read = || {
+            let reader = reader(footer, row_group, footer.mask(column), rest, segments, piece_rows)
+                .map_err(|e| DecodeError::Failed(parquet_error(url, &what(), &e)))?;
+            for batch in reader {
+                let batch = batch.map_err(|e| DecodeError::Failed(arrow_error(url, &what(), &e)))?;
+                if batch.num_columns() != 1 {
+                    return Err(fail(ErrorKind::Unsupported, "no Arrow type".to_owned()));
                 }
-                break;
+                // Out of the batch, so that nothing else holds the array and it can be shrunk in place.
+                let (_, mut columns, _) = batch.into_parts();
+                let Some(array) = columns.pop() else { continue };
+                let array =
+                    settle(array, field.data_type(), &mut |more| grow(bytes + more)).map_err(|(kind, text)| fail(kind, text))?;
+                if is_size_unknown {
+                    bytes += array.get_array_memory_size() as u64;
+                    if !grow(bytes) {
+                        return Err(DecodeError::TooLarge);
+                    }
+                }
+                pieces.push(array);
             }
+            Ok(())
+        };
+        match read() {
+            Ok(()) => break Chunk::new(pieces, piece_rows),
             // Dictionaries can unfold beyond what 32-bit offsets address; the error says so and smaller pieces help.
-            Err(error) if error.message.contains("overflow") && piece_rows > SLICE_ROWS => {
+            Err(DecodeError::Failed(error)) if error.message.contains("overflow") && piece_rows > SLICE_ROWS => {
                 piece_rows = (piece_rows / 4).next_multiple_of(SLICE_ROWS);
             }
             Err(error) => return Err(error),
         }
-    }
-    let chunk = Chunk::new(pieces, piece_rows);
+    };
     let short = chunk.pieces().iter().rev().skip(1).any(|piece| piece.len() != piece_rows);
     if chunk.rows() != rows || short {
-        let message = format!("{url} {}: {} rows decoded, the footer states {rows}", what(), chunk.rows());
-        return Err(Error::new(ErrorKind::Corrupt, message));
+        return Err(fail(ErrorKind::Corrupt, format!("{} rows decoded, the footer states {rows}", chunk.rows())));
     }
     Ok(chunk)
 }
 
-/// How an array rests in the cache: a dictionary that does not repeat is unfolded; buffers are right-sized.
-fn settle(array: ArrayRef, announced: &DataType) -> Result<ArrayRef> {
-    let array = match array.as_any_dictionary_opt() {
+/// How an array rests in the cache: a dictionary that hardly repeats is unfolded, if that does not make it much larger and
+/// `grow` allows it; buffers are right-sized.
+fn settle(array: ArrayRef, announced: &DataType, grow: &mut dyn FnMut(u64) -> bool) -> Result<ArrayRef, (ErrorKind, String)> {
+    let unfold = match array.as_any_dictionary_opt() {
         Some(dictionary) => {
             let values = dictionary.values().len();
-            if values <= MAX_DICTIONARY_VALUES && values.saturating_mul(4) <= array.len() {
-                array
-            } else {
-                cast(&array, announced).map_err(|e| Error::new(ErrorKind::Corrupt, format!("dictionary: {e}")))?
-            }
+            let repeats = values <= MAX_DICTIONARY_VALUES && values.saturating_mul(4) <= array.len();
+            let unfolded = unfolded_bytes(&array);
+            !repeats
+                && unfolded <= MAX_PIECE_BYTES
+                && unfolded <= array.get_array_memory_size() as u64 * MAX_UNFOLDING
+                && grow(unfolded)
         }
-        None if array.data_type() != announced => {
-            cast(&array, announced).map_err(|e| Error::new(ErrorKind::Unsupported, format!("type: {e}")))?
-        }
-        None => array,
+        None => array.data_type() != announced,
+    };
+    let array = if unfold {
+        cast(&array, announced).map_err(|e| {
+            let kind = if array.as_any_dictionary_opt().is_some() { ErrorKind::Corrupt } else { ErrorKind::Unsupported };
+            (kind, e.to_string())
+        })?
+    } else {
+        array
     };
     Ok(compact(array))
 }
 
-/// The rows of some root columns, [`SLICE_ROWS`] at a time.
+/// Bytes the rows of a dictionary take once unfolded; 0 for other arrays.
+pub(super) fn unfolded_bytes(array: &ArrayRef) -> u64 {
+    let Some(dictionary) = array.as_any_dictionary_opt() else { return 0 };
+    let lengths = value_lengths(dictionary.values());
+    if lengths.is_empty() {
+        return array.len() as u64 * 8;
+    }
+    let nulls = dictionary.logical_nulls();
+    let is_valid = |row: usize| nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row));
+    let keys = dictionary.normalized_keys();
+    keys.iter().enumerate().filter(|(row, _)| is_valid(*row)).map(|(_, &key)| lengths[key]).sum::<u64>() + 8 * keys.len() as u64
+}
+
+/// Lengths of the strings a dictionary holds, in bytes.
+pub(super) fn value_lengths(values: &ArrayRef) -> Vec<u64> {
+    fn of<O: OffsetSizeTrait>(offsets: &[O]) -> Vec<u64> {
+        offsets.windows(2).map(|pair| (pair[1].as_usize() - pair[0].as_usize()) as u64).collect()
+    }
+    match values.data_type() {
+        DataType::Utf8 => of(values.as_string::<i32>().value_offsets()),
+        DataType::LargeUtf8 => of(values.as_string::<i64>().value_offsets()),
+        // Only strings rest as dictionaries, so there are no others.
+        _ => vec![values.get_array_memory_size() as u64; values.len()],
+    }
+}
+
+/// The rows of some root columns, at most [`SLICE_ROWS`] at a time.
 pub struct Bands {
     reader: ParquetRecordBatchReader,
     url: String,
@@ -171,8 +237,11 @@ pub fn decode_bands(footer: &Footer, row_group: u32, columns: &[usize], segments
         footer.metadata.file_metadata().schema_descr(),
         columns.iter().flat_map(|&column| footer.leaves(column)),
     );
+    let unsure =
+        columns.iter().any(|&column| footer.is_size_unknown(row_group, column) || footer.rests_as_dictionary(row_group, column));
+    let band_rows = if unsure { UNSURE_BAND_ROWS } else { SLICE_ROWS };
     let reader =
-        reader(footer, row_group, mask, Rest::Plain, segments, SLICE_ROWS).map_err(|e| parquet_error(&url, "row group", &e))?;
+        reader(footer, row_group, mask, Rest::Plain, segments, band_rows).map_err(|e| parquet_error(&url, "row group", &e))?;
     Ok(Bands { reader, url, left: footer.row_group_rows(row_group) })
 }
 

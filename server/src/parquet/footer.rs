@@ -12,12 +12,15 @@ use parquet::arrow::{ProjectionMask, parquet_to_arrow_schema};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataPushDecoder};
 
-use super::schema::announced_schema;
+use super::schema::{announced_schema, check_widths};
+use super::thrift;
 use crate::admin::ScanMeter;
 use crate::object::{FetchLimits, ObjectRef, Suffix};
 
 /// Metadata larger than this is refused.
 const MAX_METADATA_BYTES: u64 = 256 << 20;
+/// Longer values of fixed length could not be sent.
+const MAX_TYPE_LENGTH: i32 = 2 << 20;
 
 /// One version of one object: what its footer says.
 pub struct Footer {
@@ -104,19 +107,39 @@ impl Footer {
                     }
                 };
                 let stated = chunk.unencoded_byte_array_data_bytes().and_then(|bytes| u64::try_from(bytes).ok());
+                let encoded = chunk.uncompressed_size().unsigned_abs();
                 let text = match chunk.column_descr().physical_type() {
-                    parquet::basic::Type::BYTE_ARRAY if is_dictionary_encoded(chunk) => chunk.uncompressed_size().unsigned_abs(),
-                    parquet::basic::Type::BYTE_ARRAY => {
-                        stated.unwrap_or(chunk.uncompressed_size().unsigned_abs().saturating_mul(2))
-                    }
+                    parquet::basic::Type::BYTE_ARRAY if self.rests_as_dictionary(row_group, column) => encoded,
+                    // A dictionary that is unfolded while it is decoded is a guess, which decoding corrects.
+                    parquet::basic::Type::BYTE_ARRAY => stated.unwrap_or(encoded.saturating_mul(4)),
                     _ => 0,
                 };
                 // Values, their offsets for nested columns, validity.
                 values
                     .saturating_mul(width + u64::from(chunk.column_descr().max_rep_level() > 0) * 4)
-                    .saturating_add(text + values / 8)
+                    .saturating_add(text)
+                    .saturating_add(values / 8)
             })
             .fold(64, u64::saturating_add)
+    }
+
+    /// Whether a chunk is decoded into a dictionary: strings whose pages are all dictionary-encoded.
+    pub(super) fn rests_as_dictionary(&self, row_group: u32, column: usize) -> bool {
+        let group = self.metadata.row_group(row_group as usize);
+        is_string(self.schema.field(column).data_type())
+            && self.leaves(column).all(|leaf| is_dictionary_encoded(group.column(leaf)))
+    }
+
+    /// Whether the decoded size of a chunk is a guess: bytes behind a dictionary that is unfolded, of no stated size.
+    pub(super) fn is_size_unknown(&self, row_group: u32, column: usize) -> bool {
+        let group = self.metadata.row_group(row_group as usize);
+        !self.rests_as_dictionary(row_group, column)
+            && self.leaves(column).any(|leaf| {
+                let chunk = group.column(leaf);
+                chunk.column_descr().physical_type() == parquet::basic::Type::BYTE_ARRAY
+                    && chunk.dictionary_page_offset().is_some()
+                    && chunk.unencoded_byte_array_data_bytes().is_none()
+            })
     }
 
     /// Bytes this footer holds in memory.
@@ -195,6 +218,7 @@ impl Footer {
             return Err(Error::new(ErrorKind::Unsupported, format!("{}: some columns have no Arrow type", object.url())));
         }
         check(&metadata, size, object.url())?;
+        check_widths(&schema).map_err(|e| Error::new(e.kind, format!("{}: {}", object.url(), e.message)))?;
         let id = version.map(|version| Arc::new(ObjectId { url: object.shared_url(), version }));
         let metadata = Arc::new(metadata);
         let plain = reader_metadata(&metadata, &schema).map_err(|error| parquet_error(object.url(), "schema", &error))?;
@@ -246,6 +270,9 @@ pub(super) fn is_string(data_type: &DataType) -> bool {
 }
 
 fn parse(size: u64, pieces: &[(u64, Bytes)], policy: PageIndexPolicy) -> Result<DecodeResult<ParquetMetaData>, ParquetError> {
+    if footer_bytes(size, pieces).is_some_and(|bytes| !thrift::is_plausible(&bytes)) {
+        return Err(ParquetError::General("its lengths and sizes do not fit its bytes".to_owned()));
+    }
     let mut decoder = ParquetMetaDataPushDecoder::try_new(size)?.with_page_index_policy(policy);
     for (start, bytes) in pieces {
         decoder.push_range(*start..*start + bytes.len() as u64, bytes.clone())?;
@@ -253,10 +280,29 @@ fn parse(size: u64, pieces: &[(u64, Bytes)], policy: PageIndexPolicy) -> Result<
     decoder.try_decode()
 }
 
+/// The footer's own bytes, if a piece holds them: the decoder needs them in one, too.
+fn footer_bytes(size: u64, pieces: &[(u64, Bytes)]) -> Option<Bytes> {
+    let slice = |start: u64, len: u64| {
+        pieces.iter().find_map(|(at, bytes)| {
+            let from = usize::try_from(start.checked_sub(*at)?).ok()?;
+            let to = from.checked_add(usize::try_from(len).ok()?)?;
+            (to <= bytes.len()).then(|| bytes.slice(from..to))
+        })
+    };
+    let stated: [u8; 4] = slice(size.checked_sub(8)?, 4)?.as_ref().try_into().ok()?;
+    let len = u64::from(u32::from_le_bytes(stated));
+    slice((size - 8).checked_sub(len)?, len)
+}
+
 /// What later code relies on: sizes and ranges that are possible.
 fn check(metadata: &ParquetMetaData, size: u64, url: &str) -> Result<()> {
     let corrupt = |what: String| Err(Error::new(ErrorKind::Corrupt, format!("{url}: {what}")));
-    let columns = metadata.file_metadata().schema_descr().num_columns();
+    let descr = metadata.file_metadata().schema_descr();
+    let columns = descr.num_columns();
+    if let Some(wide) = descr.columns().iter().find(|column| column.type_length() > MAX_TYPE_LENGTH) {
+        let message = format!("{url}: column {}: values of {} bytes; at most {MAX_TYPE_LENGTH}", wide.path(), wide.type_length());
+        return Err(Error::new(ErrorKind::Unsupported, message));
+    }
     for (index, group) in metadata.row_groups().iter().enumerate() {
         if group.num_rows() < 0 || group.num_rows() > i64::from(u32::MAX) {
             return corrupt(format!("row group {index} states {} rows", group.num_rows()));
@@ -265,11 +311,18 @@ fn check(metadata: &ParquetMetaData, size: u64, url: &str) -> Result<()> {
             return corrupt(format!("row group {index} has {} of {columns} columns", group.num_columns()));
         }
         for chunk in group.columns() {
-            let start = chunk.dictionary_page_offset().filter(|offset| *offset > 0).unwrap_or(chunk.data_page_offset());
+            let dictionary = chunk.dictionary_page_offset();
+            // Some writers state 0 for none.
+            let start = dictionary.filter(|offset| *offset != 0).unwrap_or(chunk.data_page_offset());
             let end = start.checked_add(chunk.compressed_size());
             let inside = start >= 0 && chunk.compressed_size() >= 0 && end.is_some_and(|end| end.unsigned_abs() <= size);
             if !inside || chunk.num_values() < 0 || chunk.uncompressed_size() < 0 {
                 return corrupt(format!("row group {index}, column {}: pages outside the file", chunk.column_path()));
+            }
+            // A row takes one value of each column at least, be it NULL; readers make room for as many.
+            if chunk.num_values() < group.num_rows() {
+                let (values, rows) = (chunk.num_values(), group.num_rows());
+                return corrupt(format!("row group {index}, column {}: {values} values for {rows} rows", chunk.column_path()));
             }
         }
     }

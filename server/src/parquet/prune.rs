@@ -8,9 +8,11 @@ use arrow::datatypes::SchemaRef;
 use datafusion::common::pruning::PruningStatistics;
 use datafusion::common::{Column, ScalarValue};
 use datafusion::datasource::physical_plan::parquet::BloomFilterStatistics;
-use datafusion::physical_expr::PhysicalExpr;
+use datafusion::logical_expr::Operator;
+use datafusion::physical_expr::expressions::{BinaryExpr, Column as ColumnExpr, InListExpr, Literal};
+use datafusion::physical_expr::{PhysicalExpr, split_conjunction};
 use datafusion::physical_optimizer::pruning::{PruningPredicate, PruningPredicateBuilder};
-use flightcache_proto::Result;
+use flightcache_proto::{ErrorKind, Result};
 use futures::{StreamExt as _, TryStreamExt as _};
 use parquet::arrow::arrow_reader::statistics::StatisticsConverter;
 use parquet::file::metadata::RowGroupMetaData;
@@ -41,8 +43,9 @@ pub async fn prune_row_groups(
     if pruning.always_true() || candidates.is_empty() {
         return Ok(candidates);
     }
+    let bounded = bounded_columns(predicate);
     let groups = candidates.iter().map(|&index| footer.metadata.row_group(index as usize)).collect();
-    let statistics = RowGroupStatistics { footer, schema, groups, constants };
+    let statistics = RowGroupStatistics { footer, schema, groups, constants, bounded };
     let Ok(keep) = pruning.prune(&statistics) else { return Ok(candidates) };
     let mut kept: Vec<u32> = candidates.into_iter().zip(keep).filter_map(|(index, keep)| keep.then_some(index)).collect();
     // Only columns of one leaf have a Bloom filter of their own.
@@ -70,6 +73,8 @@ struct RowGroupStatistics<'a> {
     schema: &'a SchemaRef,
     groups: Vec<&'a RowGroupMetaData>,
     constants: &'a [(String, ScalarValue)],
+    /// Columns of which the filter lets no NaN through.
+    bounded: HashSet<String>,
 }
 
 impl RowGroupStatistics<'_> {
@@ -85,6 +90,21 @@ impl RowGroupStatistics<'_> {
         }
         StatisticsConverter::try_new(&column.name, &self.footer.schema, self.footer.metadata.file_metadata().schema_descr()).ok()
     }
+
+    /// Whether the least and greatest values of a column mean what the filter's comparisons mean.
+    fn is_ordered(&self, column: &Column) -> bool {
+        let Ok(index) = self.footer.schema.index_of(&column.name) else { return false };
+        // Writers leave NaN out of statistics; comparisons do not.
+        if self.footer.schema.field(index).data_type().is_floating() && !self.bounded.contains(&column.name) {
+            return false;
+        }
+        // Old writers compared all bytes and unsigned numbers as signed.
+        let leaf = self.footer.leaves(index).start;
+        let is_sound = |group: &&RowGroupMetaData| {
+            group.column(leaf).statistics().is_none_or(|s| !s.is_min_max_deprecated() || s.is_min_max_backwards_compatible())
+        };
+        self.groups.iter().all(is_sound)
+    }
 }
 
 impl PruningStatistics for RowGroupStatistics<'_> {
@@ -92,14 +112,14 @@ impl PruningStatistics for RowGroupStatistics<'_> {
         if let Some(value) = self.constant(column) {
             return value.to_array_of_size(self.groups.len()).ok();
         }
-        self.converter(column)?.row_group_mins(self.groups.iter().copied()).ok()
+        self.converter(column).filter(|_| self.is_ordered(column))?.row_group_mins(self.groups.iter().copied()).ok()
     }
 
     fn max_values(&self, column: &Column) -> Option<ArrayRef> {
         if let Some(value) = self.constant(column) {
             return value.to_array_of_size(self.groups.len()).ok();
         }
-        self.converter(column)?.row_group_maxes(self.groups.iter().copied()).ok()
+        self.converter(column).filter(|_| self.is_ordered(column))?.row_group_maxes(self.groups.iter().copied()).ok()
     }
 
     fn num_containers(&self) -> usize {
@@ -124,6 +144,46 @@ impl PruningStatistics for RowGroupStatistics<'_> {
     }
 }
 
+/// The columns that the filter bounds from below and from above by plain comparisons: no NaN, which orders before or after all
+/// numbers, gets through, and so statistics that leave NaN out decide rightly.
+fn bounded_columns(predicate: &Arc<dyn PhysicalExpr>) -> HashSet<String> {
+    let (mut below, mut above) = (HashSet::new(), HashSet::new());
+    for conjunct in split_conjunction(predicate) {
+        if let Some(list) = conjunct.downcast_ref::<InListExpr>()
+            && let Some(column) = list.expr().downcast_ref::<ColumnExpr>()
+            && !list.negated()
+            && list.list().iter().all(is_number)
+        {
+            below.insert(column.name().to_owned());
+            above.insert(column.name().to_owned());
+        }
+        let Some(comparison) = conjunct.downcast_ref::<BinaryExpr>() else { continue };
+        let (left, right) = (comparison.left(), comparison.right());
+        let (column, op) = match (left.downcast_ref::<ColumnExpr>(), right.downcast_ref::<ColumnExpr>()) {
+            (Some(column), None) if is_number(right) => (column, Some(*comparison.op())),
+            (None, Some(column)) if is_number(left) => (column, comparison.op().swap()),
+            _ => continue,
+        };
+        if matches!(op, Some(Operator::Gt | Operator::GtEq | Operator::Eq)) {
+            below.insert(column.name().to_owned());
+        }
+        if matches!(op, Some(Operator::Lt | Operator::LtEq | Operator::Eq)) {
+            above.insert(column.name().to_owned());
+        }
+    }
+    below.intersection(&above).cloned().collect()
+}
+
+/// Whether an expression is a number other than NaN and the infinities.
+fn is_number(expr: &Arc<dyn PhysicalExpr>) -> bool {
+    match expr.downcast_ref::<Literal>().map(Literal::value) {
+        Some(ScalarValue::Float64(Some(value))) => value.is_finite(),
+        Some(ScalarValue::Float32(Some(value))) => value.is_finite(),
+        Some(ScalarValue::Float16(Some(value))) => value.is_finite(),
+        _ => false,
+    }
+}
+
 /// Whether the Bloom filters of `columns` leave it possible that a row group holds a match.
 async fn may_contain(
     footer: &Arc<Footer>,
@@ -133,7 +193,15 @@ async fn may_contain(
     filters: &BloomFilters,
     meter: &Arc<ScanMeter>,
 ) -> Result<bool> {
-    let found = filters.get(footer, row_group, columns.iter().map(|(_, leaf)| *leaf), meter).await?;
+    let found = match filters.get(footer, row_group, columns.iter().map(|(_, leaf)| *leaf), meter).await {
+        Ok(found) => found,
+        Err(error) if error.kind == ErrorKind::Changed => return Err(error),
+        // The scan does not depend on them.
+        Err(error) => {
+            tracing::warn!(cause = %error, "Bloom filters cannot be read");
+            return Ok(true);
+        }
+    };
     if found.is_empty() {
         return Ok(true);
     }

@@ -3,6 +3,10 @@
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema};
+use flightcache_proto::{Error, ErrorKind, Result};
+
+/// A row that is wider cannot be sent.
+const MAX_FIXED_BYTES: u64 = 2 << 20;
 
 /// The schema clients see: dictionaries and run-end encodings, which are ways of storing values, give way to the values'
 /// type at every level. Frames then stay bounded whatever the size of a dictionary.
@@ -37,9 +41,46 @@ fn announced_type(data_type: &DataType) -> DataType {
     }
 }
 
+/// Refuses types of which a single value, even NULL, takes more than can be sent.
+pub fn check_widths(schema: &Schema) -> Result<()> {
+    match schema.fields().iter().find(|field| fixed_bytes(field.data_type()) > MAX_FIXED_BYTES) {
+        None => Ok(()),
+        Some(field) => {
+            let message = format!(
+                "column {:?}: each value takes {} bytes, the bound is {MAX_FIXED_BYTES}",
+                field.name(),
+                fixed_bytes(field.data_type())
+            );
+            Err(Error::new(ErrorKind::Unsupported, message))
+        }
+    }
+}
+
+/// Bytes a value takes though it may be NULL or empty.
+pub fn fixed_bytes(data_type: &DataType) -> u64 {
+    match data_type {
+        DataType::FixedSizeBinary(width) => u64::from(width.unsigned_abs()),
+        DataType::FixedSizeList(field, len) => fixed_bytes(field.data_type()).saturating_mul(u64::from(len.unsigned_abs())),
+        DataType::Struct(fields) => fields.iter().map(|field| fixed_bytes(field.data_type())).fold(1, u64::saturating_add),
+        other => other.primitive_width().unwrap_or(8) as u64,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn wide_values_are_refused_by_name() {
+        let list = DataType::FixedSizeList(Arc::new(Field::new("item", DataType::Int64, true)), i32::MAX);
+        for wide in
+            [DataType::FixedSizeBinary(i32::MAX), list.clone(), DataType::Struct(vec![Field::new("x", list, true)].into())]
+        {
+            let error = check_widths(&Schema::new(vec![Field::new("w", wide, true)])).unwrap_err();
+            assert!(error.kind == ErrorKind::Unsupported && error.message.contains("\"w\""), "{error}");
+        }
+        assert!(check_widths(&Schema::new(vec![Field::new("b", DataType::FixedSizeBinary(16), true)])).is_ok());
+    }
 
     #[test]
     fn dictionaries_give_way_at_every_level() {

@@ -11,8 +11,8 @@ use tokio::task::JoinSet;
 use super::{ChunkKey, ChunkPermit, Engine};
 use crate::admin::{ScanMeter, add_time};
 use crate::cache::{Flight, FlightError, LoadGroup, Lookup, Pinned, Reservation, ReserveError, buffers_weight};
-use crate::object::Segments;
-use crate::parquet::{Chunk, Footer, decode_chunk, decoder_panic};
+use crate::object::{Segments, read_bytes};
+use crate::parquet::{Chunk, DecodeError, Footer, decode_chunk, decoder_panic};
 
 /// Why a chunk could not be had.
 #[derive(Clone, Debug)]
@@ -39,14 +39,15 @@ enum Wanted {
 }
 
 impl RowGroupRef {
-    fn compressed_bytes(&self, columns: &[usize]) -> u64 {
-        columns.iter().map(|&column| self.footer.compressed_bytes(self.row_group, column)).sum()
+    /// Bytes that are read for these columns, the gaps between them included.
+    pub(crate) fn fetched_bytes(&self, columns: &[usize]) -> u64 {
+        read_bytes(&self.ranges(columns))
     }
 
-    /// Memory a load takes at its height: the compressed bytes, the arrays, and what they grow by while they are built.
-    fn load_bytes(&self, columns: &[usize]) -> u64 {
-        let decoded: u64 = columns.iter().map(|&column| self.footer.decoded_bytes_estimate(self.row_group, column)).sum();
-        self.compressed_bytes(columns).saturating_add(decoded).saturating_add(decoded / 4)
+    /// Memory an array takes at its height: what it holds, and what it grows by while it is built.
+    fn decoded_bytes(&self, column: usize) -> u64 {
+        let decoded = self.footer.decoded_bytes_estimate(self.row_group, column);
+        decoded.saturating_add(decoded / 4)
     }
 
     pub(crate) fn ranges(&self, columns: &[usize]) -> Vec<std::ops::Range<u64>> {
@@ -135,8 +136,8 @@ impl Engine {
     ) {
         let columns: Vec<usize> = permits.iter().map(|permit| permit.key().column as usize).collect();
         let read = self.read(&group, &columns, held_bytes, reserved).await;
-        let (mut decoding, mut reservation) = match read {
-            Ok(read) => read,
+        let mut decoding = match read {
+            Ok(decoding) => decoding,
             Err(error) => return permits.into_iter().for_each(|permit| permit.fail(error.clone())),
         };
         let mut permits: Vec<Option<ChunkPermit>> = permits.into_iter().map(Some).collect();
@@ -146,12 +147,11 @@ impl Engine {
             let Ok((at, decoded)) = decoded else { continue };
             let Some(permit) = permits.get_mut(at).and_then(Option::take) else { continue };
             match decoded {
-                Ok((chunk, weight)) => {
+                Ok((chunk, weight, reservation)) => {
                     self.metrics.miss_bytes.inc_by(weight);
-                    let share = reservation.split(group.load_bytes(&[columns[at]]));
-                    permit.complete(chunk, weight, share);
+                    permit.complete(chunk, weight, reservation);
                 }
-                Err(error) => permit.fail(LoadError::Failed(error)),
+                Err(error) => permit.fail(error),
             }
         }
     }
@@ -164,12 +164,12 @@ impl Engine {
         reserved: oneshot::Sender<()>,
     ) -> Result<Vec<Pinned<Chunk>>, LoadError> {
         group.meter.chunks_missed.fetch_add(columns.len() as u64, Ordering::Relaxed);
-        let (mut decoding, mut reservation) = self.read(group, columns, 0, reserved).await?;
+        let mut decoding = self.read(group, columns, 0, reserved).await?;
         let mut chunks: Vec<Option<Pinned<Chunk>>> = vec![None; columns.len()];
         while let Some(decoded) = decoding.join_next().await {
             let (at, decoded) = decoded.map_err(|e| LoadError::Failed(Error::internal(format!("decode: {e}"))))?;
-            let (chunk, weight) = decoded.map_err(LoadError::Failed)?;
-            drop(reservation.split(group.load_bytes(&[columns[at]])));
+            let (chunk, weight, reservation) = decoded?;
+            drop(reservation);
             chunks[at] = Some(self.chunks.detached(chunk, weight));
         }
         chunks
@@ -184,22 +184,24 @@ impl Engine {
         columns: &[usize],
         held_bytes: u64,
         reserved: oneshot::Sender<()>,
-    ) -> Result<(JoinSet<Decoded>, Reservation), LoadError> {
-        if group.load_bytes(columns).saturating_add(held_bytes) > self.chunks.budget().limit() {
+    ) -> Result<JoinSet<Decoded>, LoadError> {
+        let fetched_bytes = group.fetched_bytes(columns);
+        let wanted_bytes = columns.iter().map(|&column| group.decoded_bytes(column)).fold(fetched_bytes, u64::saturating_add);
+        if wanted_bytes.saturating_add(held_bytes) > self.chunks.budget().limit() {
             return Err(LoadError::TooLarge);
         }
-        let reservation = self.chunks.reserve(group.load_bytes(columns)).await.map_err(|error| match error {
-            ReserveError::TooLarge { .. } => LoadError::TooLarge,
-            ReserveError::TimedOut { .. } => LoadError::Failed(group.error(&error)),
-        })?;
+        // What does not become free in time can still be read in bands.
+        let mut reservation = self.chunks.reserve(wanted_bytes).await.map_err(|_| LoadError::TooLarge)?;
         // The receiver is gone when the scan is: then nobody needs to be told.
         let _ = reserved.send(());
         let segments = self.fetch(group, columns).await.map_err(LoadError::Failed)?;
+        let fetched = Arc::new(Fetched { segments, _reservation: reservation.split(fetched_bytes) });
         let mut decoding = JoinSet::new();
         for (at, &column) in columns.iter().enumerate() {
-            decoding.spawn(Arc::clone(self).decode(at, group.clone(), column, segments.clone()));
+            let share = reservation.split(group.decoded_bytes(column));
+            decoding.spawn(Arc::clone(self).decode(at, group.clone(), column, Arc::clone(&fetched), share));
         }
-        Ok((decoding, reservation))
+        Ok(decoding)
     }
 
     /// The bytes of file columns. An object that turns out overwritten is forgotten, so that the next request sees its new
@@ -213,26 +215,46 @@ impl Engine {
         fetched
     }
 
-    async fn decode(self: Arc<Self>, at: usize, group: RowGroupRef, column: usize, segments: Segments) -> Decoded {
+    async fn decode(
+        self: Arc<Self>,
+        at: usize,
+        group: RowGroupRef,
+        column: usize,
+        fetched: Arc<Fetched>,
+        mut reservation: Reservation,
+    ) -> Decoded {
         let Ok(permit) = Arc::clone(&self.cpu).acquire_owned().await else {
-            return (at, Err(Error::internal("the decoders are shut down")));
+            return (at, Err(LoadError::Failed(Error::internal("the decoders are shut down"))));
         };
         let footer = Arc::clone(&group.footer);
+        // What is reserved goes with the work: it cannot be stopped, and holds its memory until it ends.
         let work = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             let started = Instant::now();
-            let chunk = decode_chunk(&footer, group.row_group, column, &segments)?;
+            let mut grow = |bytes: u64| reservation.try_grow(bytes.saturating_sub(reservation.bytes()));
+            let chunk = match decode_chunk(&footer, group.row_group, column, &fetched.segments, &mut grow) {
+                Ok(chunk) => chunk,
+                Err(DecodeError::TooLarge) => return Err(LoadError::TooLarge),
+                Err(DecodeError::Failed(error)) => return Err(LoadError::Failed(error)),
+            };
             let weight = buffers_weight(chunk.pieces()) as u64 + CHUNK_OVERHEAD_BYTES;
             add_time(&group.meter.decode_us, started.elapsed());
             self.metrics.decode_seconds.observe(started.elapsed().as_secs_f64());
-            Ok((chunk, weight))
+            Ok((chunk, weight, reservation))
         });
-        let url = group.footer.object.url();
-        (at, work.await.unwrap_or_else(|panic| Err(decoder_panic(url, &format!("row group {}", group.row_group), panic))))
+        let what = format!("row group {}", group.row_group);
+        let gave_up = |panic| LoadError::Failed(decoder_panic(group.footer.object.url(), &what, panic));
+        (at, work.await.unwrap_or_else(|panic| Err(gave_up(panic))))
     }
+}
+
+/// The bytes of a load, reserved for as long as any of its decoders reads them.
+struct Fetched {
+    segments: Segments,
+    _reservation: Reservation,
 }
 
 /// Keys, list links and array headers, roughly.
 const CHUNK_OVERHEAD_BYTES: u64 = 512;
 
-type Decoded = (usize, Result<(Chunk, u64)>);
+type Decoded = (usize, Result<(Chunk, u64, Reservation), LoadError>);

@@ -4,18 +4,25 @@ use std::sync::Arc;
 
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use datafusion::common::ScalarValue;
-use flightcache_proto::{Error, ErrorKind, ObjectShare, Part, Result, ScanRequest, Share, Slot, Version};
+use flightcache_proto::{Error, ErrorKind, ObjectShare, Part, Result, ScanRequest, Share, Slot, Ticket, Version};
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::time::Instant;
+use xxhash_rust::xxh3::Xxh3Default;
 
 use super::Engine;
 use super::predicate::Predicate;
 use crate::admin::ScanMeter;
 use crate::object::{HiveColumns, ObjectRef, Target, hive_value};
-use crate::parquet::{Footer, prune_row_groups};
+use crate::parquet::{Footer, fixed_bytes, prune_row_groups};
 
 /// Footers read at a time.
 const FOOTERS_AT_A_TIME: usize = 32;
+/// Objects one share may name: tickets stay small.
+const MAX_SHARE_OBJECTS: usize = 4_096;
+/// Bytes a NULL may take that stands for a column an object lacks: it is repeated for each row.
+const MAX_CONSTANT_BYTES: u64 = 4 << 10;
+/// Times a scan is planned anew because an object turned out overwritten or gone meanwhile.
+const MAX_REPLANS: usize = 3;
 /// Row numbers one scan may name.
 const MAX_ROW_NUMBERS: usize = 1_000_000;
 
@@ -40,6 +47,8 @@ pub struct ScanPlan {
     pub(crate) output: Vec<usize>,
     pub(crate) predicate: Option<Arc<Predicate>>,
     pub(crate) objects: Vec<ObjectPlan>,
+    /// What `now()` means in its filter, in microseconds since 1970.
+    asked_at_us: i64,
     /// The table's schema was given by a ticket or merged from several objects.
     pub(crate) spans_objects: bool,
 }
@@ -104,44 +113,77 @@ impl ScanPlan {
 
     /// Cuts the scan into shares of up to `target_bytes` decoded, at most `max_shares`, in order. Scans with a limit or row
     /// numbers stay whole: only one reader can know when to stop, or keep the order.
-    pub fn shares(&self, epoch: u64, target_bytes: u64, max_shares: u64) -> Result<Vec<(Share, Slot)>> {
+    pub fn shares(&self, epoch: u64, target_bytes: u64, max_shares: u64) -> Result<Vec<(Ticket, Slot)>> {
         let target = target_bytes.max(self.estimated_bytes() / max_shares.max(1) + 1);
         let is_whole = self.request.limit.is_some() || self.request.rows.is_some();
         let schema = if self.spans_objects { Some(super::ipc_schema(&self.table)?) } else { None };
-        let new_share =
-            |slot: Slot| (Share { scan: self.request.clone(), objects: Vec::new(), epoch, schema: schema.clone() }, slot);
+        let new_share = |slot: Slot| {
+            let share = Share {
+                scan: self.request.clone(),
+                objects: Vec::new(),
+                epoch,
+                schema: schema.clone(),
+                schema_hash: schema_hash(&self.schema),
+                asked_at_us: self.asked_at_us,
+            };
+            (share, slot)
+        };
         let mut shares: Vec<(Share, Slot)> = Vec::new();
         let mut filled = 0;
-        for (object, group) in self.row_groups() {
+        for object in &self.objects {
             let url = object.footer.object.url();
-            if shares.is_empty() || (!is_whole && filled >= target) {
-                shares.push(new_share(Slot::of(url, Part::RowGroup(group))));
-                filled = 0;
+            let mut is_new = true;
+            for &group in &object.row_groups {
+                let is_full = |share: &Share| !is_whole && (filled >= target || share.objects.len() >= MAX_SHARE_OBJECTS);
+                if shares.last().is_none_or(|(share, _)| is_full(share)) {
+                    shares.push(new_share(Slot::of(url, Part::RowGroup(group))));
+                    filled = 0;
+                    is_new = true;
+                }
+                filled += self.decoded_bytes(object, group).max(1);
+                let Some((share, _)) = shares.last_mut() else { continue };
+                match share.objects.last_mut() {
+                    Some(part) if !is_new => part.row_groups.get_or_insert_default().push(group),
+                    _ => share.objects.push(object.share(vec![group])),
+                }
+                is_new = false;
             }
-            filled += self.decoded_bytes(object, group).max(1);
-            let Some((share, _)) = shares.last_mut() else { continue };
-            match share.objects.last_mut() {
-                Some(part) if part.url == url => part.row_groups.get_or_insert_default().push(group),
-                _ => share.objects.push(object.share(vec![group])),
+            // What holds all of an object's row groups need not be tied to its version.
+            let last = shares.last_mut().and_then(|(share, _)| share.objects.last_mut());
+            if let Some(part) = last.filter(|part| part.row_groups.as_ref() == Some(&object.row_groups) && part.url == url)
+                && object.whole
+            {
+                part.row_groups = None;
             }
         }
         if shares.is_empty() {
             // Nothing to read: one share still tells the schema.
             if let Some(object) = self.objects.first() {
                 let (mut share, slot) = new_share(Slot::of(object.footer.object.url(), Part::Footer));
-                share.objects.push(object.share(Vec::new()));
+                let nothing = ObjectShare {
+                    row_groups: (!object.whole || !object.row_groups.is_empty()).then(Vec::new),
+                    ..object.share(Vec::new())
+                };
+                share.objects.push(nothing);
                 shares.push((share, slot));
             }
         }
-        // What holds all of an object's row groups need not be tied to its version.
-        for part in shares.iter_mut().flat_map(|(share, _)| &mut share.objects) {
-            let object = self.objects.iter().find(|object| object.footer.object.url() == part.url);
-            if object.is_some_and(|object| object.whole && part.row_groups.as_ref() == Some(&object.row_groups)) {
-                part.row_groups = None;
-            }
-        }
-        Ok(shares)
+        Ok(shares.into_iter().map(|(share, slot)| (ticket(share), slot)).collect())
     }
+}
+
+/// The ticket of a share. One of very many objects, which only a scan that cannot be cut has, is that scan.
+fn ticket(share: Share) -> Ticket {
+    if share.objects.len() > MAX_SHARE_OBJECTS { Ticket::Scan(share.scan) } else { Ticket::Share(share) }
+}
+
+/// A fingerprint of names, types and nullability.
+fn schema_hash(schema: &Schema) -> u64 {
+    let mut hasher = Xxh3Default::new();
+    for field in schema.fields() {
+        hasher.update(format!("{:?} {} {};", field.name(), field.data_type(), field.is_nullable()).as_bytes());
+    }
+    hasher.digest()
 }
 
 impl ObjectPlan {
@@ -158,7 +200,37 @@ impl Engine {
     /// Plans a scan, or one share of it.
     pub async fn plan(self: &Arc<Self>, request: ScanRequest, share: Option<Share>, meter: &Arc<ScanMeter>) -> Result<ScanPlan> {
         let started = std::time::Instant::now();
+        let mut replans = 0;
+        let plan = loop {
+            let error = match self.plan_once(request.clone(), share.clone(), meter).await {
+                Ok(plan) => break plan,
+                Err(error) => error,
+            };
+            // A listing may tell of objects that are gone, and a footer of a version that is: both are forgotten by now.
+            let may_pass = match error.kind {
+                ErrorKind::Changed => true,
+                ErrorKind::NotFound => share.is_none() && self.listings.forget(&request.url),
+                _ => false,
+            };
+            if !may_pass || replans == MAX_REPLANS {
+                return Err(error);
+            }
+            replans += 1;
+        };
+        if let Some(share) = share
+            && share.schema_hash != schema_hash(&plan.schema)
+        {
+            let message =
+                format!("{}: the answer's schema changed since the ticket was made; ask for the flight again", share.scan.url);
+            return Err(Error::new(ErrorKind::Changed, message));
+        }
+        self.metrics.plan_seconds.observe(started.elapsed().as_secs_f64());
+        Ok(plan)
+    }
+
+    async fn plan_once(self: &Arc<Self>, request: ScanRequest, share: Option<Share>, meter: &Arc<ScanMeter>) -> Result<ScanPlan> {
         let given_schema = share.as_ref().and_then(|share| share.schema.as_deref()).map(super::parse_ipc_schema).transpose()?;
+        let asked_at_us = share.as_ref().map_or_else(|| chrono::Utc::now().timestamp_micros(), |share| share.asked_at_us);
         let candidates = match share {
             Some(share) => self.candidates_of(share)?,
             None => self.candidates(&request.url).await?,
@@ -180,18 +252,17 @@ impl Engine {
         let output = output_columns(&request, &table)?;
         let schema = Arc::new(table.project(&output).map_err(|e| Error::internal(e.to_string()))?);
         let predicate = match &request.filter {
-            Some(sql) => Some(Arc::new(Predicate::parse(&self.planner, sql, &table)?)),
+            Some(sql) => Some(Arc::new(Predicate::parse(&self.planner, sql, &table, asked_at_us)?)),
             None => None,
         };
         check_rows(&request, &footers)?;
-        let mut plan = ScanPlan { request, schema, table, output, predicate, objects: Vec::new(), spans_objects };
+        let mut plan = ScanPlan { request, schema, table, output, predicate, objects: Vec::new(), asked_at_us, spans_objects };
         let planned = futures::stream::iter(footers).map(|(footer, candidate)| {
             let plan = &plan;
             async move { self.plan_object(plan, footer, candidate.share.as_ref(), meter).await }
         });
         plan.objects = planned.buffered(FOOTERS_AT_A_TIME).try_collect().await?;
         plan.stop_at_limit();
-        self.metrics.plan_seconds.observe(started.elapsed().as_secs_f64());
         Ok(plan)
     }
 
@@ -228,9 +299,13 @@ impl Engine {
                 })
                 .collect();
             let before = row_groups.len();
-            row_groups =
-                prune_row_groups(&footer, row_groups, predicate.announced(), &plan.table, &constants, &self.blooms, meter)
-                    .await?;
+            let pruned =
+                prune_row_groups(&footer, row_groups, predicate.announced(), &plan.table, &constants, &self.blooms, meter).await;
+            row_groups = pruned.inspect_err(|error| {
+                if error.kind == ErrorKind::Changed {
+                    self.footers.forget(footer.object.url());
+                }
+            })?;
             self.count_pruned((before - row_groups.len()) as u64, meter);
         }
         Ok(ObjectPlan { footer, columns: Arc::new(columns), row_groups, whole })
@@ -362,7 +437,18 @@ fn sources(table: &Schema, footer: &Footer, by_name: bool) -> Result<Vec<ColumnS
             return Ok(ColumnSource::File(column));
         }
         let value: Option<ScalarValue> = hive_value(within_source(&footer.object), field.name(), field.data_type());
-        let null = || ScalarValue::try_from(field.data_type()).map_err(|e| Error::internal(e.to_string()));
+        let null = || {
+            if fixed_bytes(field.data_type()) > MAX_CONSTANT_BYTES {
+                let message = format!(
+                    "{} has no column {:?}; NULLs of type {} in its place would take too much",
+                    footer.object.url(),
+                    field.name(),
+                    field.data_type()
+                );
+                return Err(Error::new(ErrorKind::Unsupported, message));
+            }
+            ScalarValue::try_from(field.data_type()).map_err(|e| Error::internal(e.to_string()))
+        };
         value.map_or_else(null, Ok).map(ColumnSource::Constant)
     };
     table.fields().iter().enumerate().map(source).collect()

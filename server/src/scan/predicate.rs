@@ -14,6 +14,8 @@ use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::prelude::SessionConfig;
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use flightcache_proto::{Error, ErrorKind, Result};
 
 /// Filters longer than this are refused.
@@ -26,6 +28,14 @@ pub(crate) struct Planner {
     /// Identifiers are taken as they are written: `WatchID` works without quotes.
     literal: SessionState,
 }
+
+/// Chains of operators nest as deep as they are long, and are dropped and cloned by recursion.
+const MAX_FILTER_OPERATORS: usize = 1_500;
+
+/// Enough for an expression of as many levels. A Tokio thread has 2 MiB.
+const STACK_BYTES: usize = 16 << 20;
+/// Expressions of fewer operators do with that.
+const SHALLOW_OPERATORS: usize = 64;
 
 type Bound = Arc<dyn PhysicalExpr>;
 
@@ -40,6 +50,8 @@ pub(crate) struct Predicate {
     asked_at: DateTime<Utc>,
     /// Over the announced types, for pruning.
     announced: Arc<dyn PhysicalExpr>,
+    /// Whether it may nest too deep for a thread's own stack.
+    is_deep: bool,
     /// By the types the columns rest in: strings may be dictionaries in one row group and plain in the next.
     bound: Mutex<HashMap<Vec<DataType>, Option<Bound>>>,
 }
@@ -70,11 +82,16 @@ impl Planner {
 
 impl Predicate {
     /// Reads a SQL boolean expression over the columns of `table`.
-    pub(crate) fn parse(planner: &Arc<Planner>, sql: &str, table: &SchemaRef) -> Result<Self> {
+    pub(crate) fn parse(planner: &Arc<Planner>, sql: &str, table: &SchemaRef, asked_at_us: i64) -> Result<Self> {
+        let is_deep = check_size(sql)? > SHALLOW_OPERATORS;
+        let parse = || Self::parse_checked(planner, sql, table, asked_at_us);
+        let mut filter = if is_deep { on_deep_stack(parse) } else { parse() }?;
+        filter.is_deep = is_deep;
+        Ok(filter)
+    }
+
+    fn parse_checked(planner: &Arc<Planner>, sql: &str, table: &SchemaRef, asked_at_us: i64) -> Result<Self> {
         let invalid = |e: DataFusionError| Error::invalid(format!("filter {sql:?}: {}", e.strip_backtrace()));
-        if sql.len() > MAX_FILTER_BYTES {
-            return Err(Error::invalid(format!("filter of {} bytes; at most {MAX_FILTER_BYTES} are read", sql.len())));
-        }
         let schema = DFSchema::try_from(Arc::clone(table)).map_err(invalid)?;
         let expr = planner.folding.create_logical_expr(sql, &schema).or_else(|folded| {
             // The first error is the one to report: it speaks of the text by DataFusion's own rules.
@@ -90,7 +107,7 @@ impl Predicate {
         if expr.is_volatile() {
             return Err(Error::invalid(format!("filter {sql:?}: volatile functions are not allowed")));
         }
-        let asked_at = Utc::now();
+        let asked_at = DateTime::from_timestamp_micros(asked_at_us).unwrap_or_default();
         let announced = planner.physical(expr.clone(), &schema, asked_at).map_err(invalid)?;
         let data_type = announced.data_type(table).map_err(invalid)?;
         if !matches!(data_type, DataType::Boolean | DataType::Null) {
@@ -108,6 +125,7 @@ impl Predicate {
             columns,
             asked_at,
             announced,
+            is_deep: false,
             bound: Mutex::default(),
         })
     }
@@ -125,6 +143,10 @@ impl Predicate {
     /// The rows for which it is true. `arrays` are the columns of [`Predicate::columns`], in that order, in whatever type they
     /// rest in.
     pub(crate) fn evaluate(&self, arrays: Vec<ArrayRef>, rows: usize) -> Result<BooleanArray> {
+        if self.is_deep { on_deep_stack(|| self.evaluate_here(arrays, rows)) } else { self.evaluate_here(arrays, rows) }
+    }
+
+    fn evaluate_here(&self, arrays: Vec<ArrayRef>, rows: usize) -> Result<BooleanArray> {
         let types: Vec<_> = arrays.iter().map(|array| array.data_type().clone()).collect();
         let (expr, arrays) = if let Some(expr) = self.bind(&types) {
             (expr, arrays)
@@ -178,6 +200,35 @@ impl Predicate {
     }
 }
 
+/// Refuses a filter that is too long to be read. Returns how deep it may nest.
+fn check_size(sql: &str) -> Result<usize> {
+    if sql.len() > MAX_FILTER_BYTES {
+        return Err(Error::invalid(format!("filter of {} bytes; at most {MAX_FILTER_BYTES} are read", sql.len())));
+    }
+    let tokens =
+        Tokenizer::new(&GenericDialect {}, sql).tokenize().map_err(|e| Error::invalid(format!("filter {sql:?}: {e}")))?;
+    let operators = tokens.iter().filter(|token| is_operator(token)).count();
+    if operators > MAX_FILTER_OPERATORS {
+        return Err(Error::invalid(format!(
+            "filter of {operators} names, operators and brackets; at most {MAX_FILTER_OPERATORS} are read. Long lists of values go into IN (…)"
+        )));
+    }
+    Ok(operators)
+}
+
+/// Runs what recurses as deep as an expression is nested.
+fn on_deep_stack<T>(work: impl FnOnce() -> T) -> T {
+    stacker::maybe_grow(STACK_BYTES / 2, STACK_BYTES, work)
+}
+
+/// Whether a token can add a level to the expression: all but literals, commas and space.
+fn is_operator(token: &Token) -> bool {
+    !matches!(
+        token,
+        Token::Whitespace(_) | Token::Comma | Token::Number(..) | Token::SingleQuotedString(_) | Token::HexStringLiteral(_)
+    )
+}
+
 fn root_is_missing_column(error: &DataFusionError) -> bool {
     matches!(error.find_root(), DataFusionError::SchemaError(schema, _) if matches!(**schema, datafusion::common::SchemaError::FieldNotFound { .. }))
 }
@@ -199,7 +250,7 @@ mod tests {
     }
 
     fn parse(sql: &str) -> Result<Predicate> {
-        Predicate::parse(&Arc::new(Planner::default()), sql, &table())
+        Predicate::parse(&Arc::new(Planner::default()), sql, &table(), 1_800_000_000_000_000)
     }
 
     #[test]
@@ -240,6 +291,35 @@ mod tests {
         for sql in ["a = arrow_cast('1', 'Int64')", "now() > timestamp '2024-01-01'", "A = 1", "\"Name\" = 'x'", "Name = 'x'"] {
             assert!(parse(sql).is_ok(), "{sql}");
         }
+    }
+
+    #[test]
+    fn long_filters_work_or_are_refused() {
+        // On a thread with the stack of a Tokio worker.
+        let work = || {
+            let chain = |term: &str, times: usize| vec![term; times].join(" OR ");
+            let sql = [
+                chain("a = 1", MAX_FILTER_OPERATORS / 4),
+                chain("NOT a IS NULL", MAX_FILTER_OPERATORS / 5),
+                format!("a{} > 0", " + a".repeat(MAX_FILTER_OPERATORS / 2 - 2)),
+                format!("a{} > 0", "::bigint".repeat(MAX_FILTER_OPERATORS / 2 - 2)),
+                format!("a {}", "IS NULL ".repeat(MAX_FILTER_OPERATORS / 2 - 2)),
+            ];
+            for sql in sql {
+                let evaluated = parse(&sql).map(|filter| filter.evaluate(vec![Arc::new(Int64Array::from(vec![1, 2]))], 2));
+                assert!(evaluated.is_ok_and(|mask| mask.is_ok()), "{}…", &sql[..60]);
+            }
+            let values: Vec<_> = (0..50_000).map(|value| value.to_string()).collect();
+            assert!(parse(&format!("a IN ({})", values.join(","))).is_ok());
+            for sql in [
+                chain("a = 1", 100_000),
+                format!("{}a{} = 1", "(".repeat(1_000), ")".repeat(1_000)),
+                format!("{} a", "NOT ".repeat(1_400)),
+            ] {
+                assert_eq!(parse(&sql).map(|_| ()).unwrap_err().kind, ErrorKind::InvalidRequest);
+            }
+        };
+        std::thread::Builder::new().stack_size(2 << 20).spawn(work).unwrap().join().unwrap();
     }
 
     #[test]

@@ -23,8 +23,36 @@ use crate::parquet::{Chunk, SLICE_ROWS, decode_bands, decoder_panic};
 
 /// Batches aim at this many encoded bytes: measured best on the wire.
 const TARGET_BATCH_BYTES: usize = 1 << 20;
+/// Bytes one batch may unfold from dictionaries and constants, unless a single row takes more.
+const MAX_UNFOLDED_BYTES: u64 = 8 << 20;
 /// Bands decoded ahead of their reader.
 const BANDS_AHEAD: usize = 2;
+
+/// A place in a queue: it has come when the one before has passed it on, or is gone.
+pub(crate) struct Turn {
+    mine: oneshot::Receiver<()>,
+    next: oneshot::Sender<()>,
+}
+
+/// A row group's turns to reserve memory.
+pub(crate) struct Turns {
+    pub(crate) filter: Turn,
+    pub(crate) answer: Turn,
+}
+
+impl Turn {
+    /// The place after `last`, which is replaced by what the place after this one waits for.
+    pub(crate) fn after(last: &mut oneshot::Receiver<()>) -> Self {
+        let (next, after) = oneshot::channel();
+        Self { mine: std::mem::replace(last, after), next }
+    }
+
+    async fn come(self) -> oneshot::Sender<()> {
+        // An error means that the one before has gone its way: our turn as well.
+        let _ = self.mine.await;
+        self.next
+    }
+}
 
 /// A table column within one row group.
 #[derive(Clone)]
@@ -61,25 +89,23 @@ pub(crate) struct ResidentRows {
 }
 
 impl Engine {
-    /// Loads what a scan needs of a row group. `turn` is this row group's turn to reserve memory, in the order of the scan;
-    /// it is passed on through `next` as soon as its first reservation stands.
+    /// Loads what a scan needs of a row group. Memory is reserved in the order of the scan's row groups, first for the
+    /// filter's columns, then for the answer's, so that none waits for what a later one holds.
     pub(crate) async fn row_group(
         self: Arc<Self>,
         plan: Arc<ScanPlan>,
         sources: Arc<Vec<ColumnSource>>,
         group: RowGroupRef,
-        turn: oneshot::Receiver<()>,
-        next: oneshot::Sender<()>,
+        turns: Turns,
     ) -> Result<Loaded> {
-        // An error means that the row group before has gone its way: our turn as well.
-        let _ = turn.await;
+        let Turns { filter, answer } = turns;
+        let mut filter_next = Some(filter.come().await);
         group.meter.row_groups.fetch_add(1, Ordering::Relaxed);
         let rows = group.footer.row_group_rows(group.row_group);
-        let mut next = Some(next);
         let mut mask = None;
         if let Some(predicate) = &plan.predicate {
             let wanted = predicate.columns().to_vec();
-            let columns = match self.columns(&sources, &group, &wanted, next.take()).await {
+            let columns = match self.columns(&sources, &group, &wanted, filter_next.take()).await {
                 Ok(columns) => columns,
                 Err(LoadError::TooLarge) => return self.banded(plan, sources, group).await,
                 Err(LoadError::Failed(error)) => return Err(error),
@@ -95,7 +121,9 @@ impl Engine {
             }
             // The filter's columns are let go here, so that nothing is held while memory for the rest is awaited.
         }
-        match self.columns(&sources, &group, &plan.output, next.take()).await {
+        let answer_next = answer.come().await;
+        drop(filter_next);
+        match self.columns(&sources, &group, &plan.output, Some(answer_next)).await {
             Ok(columns) => Ok(Loaded::Resident(ResidentRows::new(columns, rows, mask, &plan))),
             Err(LoadError::TooLarge) => self.banded(plan, sources, group).await,
             Err(LoadError::Failed(error)) => Err(error),
@@ -160,9 +188,7 @@ impl Engine {
         // Bands hold the columns in file order.
         files.sort_by_key(|(_, file_column)| *file_column);
         let file_columns: Vec<usize> = files.iter().map(|(_, file_column)| *file_column).collect();
-        let ranges = group.ranges(&file_columns);
-        let compressed: u64 = ranges.iter().map(|range| range.end - range.start).sum();
-        let reservation = self.chunks.reserve(compressed).await.map_err(|error| match error {
+        let reservation = self.chunks.reserve(group.fetched_bytes(&file_columns)).await.map_err(|error| match error {
             ReserveError::TooLarge { wanted, limit } => {
                 let message = format!(
                     "{} row group {}: its columns need {wanted} compressed bytes in memory, the bound is {limit}; name fewer columns or raise --capacity",
@@ -209,6 +235,8 @@ fn mask(predicate: &Predicate, columns: &BTreeMap<usize, Column>, rows: usize) -
     let whole = |column: &usize| -> Result<Option<ArrayRef>> {
         match &columns[column] {
             Column::Chunk(chunk) => Ok(chunk.whole().cloned()),
+            // Slice by slice, where it is large.
+            Column::Constant(value) if (value.size() * rows) as u64 > MAX_UNFOLDED_BYTES => Ok(None),
             Column::Constant(value) => value.to_array_of_size(rows).map(Some).map_err(|e| Error::internal(e.to_string())),
         }
     };
@@ -276,13 +304,27 @@ impl Column {
             Self::Constant(value) => value.to_array_of_size(len).map_err(|e| Error::internal(e.to_string())),
         }
     }
+
+    /// Bytes a row takes in the announced type, about.
+    fn row_bytes(&self) -> u64 {
+        match self {
+            Self::Chunk(chunk) => chunk.row_bytes(),
+            Self::Constant(value) => value.size() as u64,
+        }
+    }
+
+    /// Bytes that are not held but made for rows `start..start + len`: unfolded dictionaries, constants.
+    fn unfolded_bytes(&self, start: usize, len: usize) -> u64 {
+        match self {
+            Self::Chunk(chunk) => chunk.unfolded_bytes(start, len, MAX_UNFOLDED_BYTES / 8),
+            Self::Constant(value) => (value.size() * len) as u64,
+        }
+    }
 }
 
 impl ResidentRows {
     fn new(columns: BTreeMap<usize, Column>, rows: usize, mask: Option<BooleanArray>, plan: &ScanPlan) -> Self {
-        let weight: u64 =
-            columns.values().map(|column| if let Column::Chunk(chunk) = column { chunk.weight_bytes() } else { 0 }).sum();
-        let row_bytes = (weight as usize / rows.max(1)).max(plan.output.len()).max(1);
+        let row_bytes = columns.values().map(Column::row_bytes).sum::<u64>().max(plan.output.len() as u64).max(1) as usize;
         let window = (TARGET_BATCH_BYTES / row_bytes / SLICE_ROWS).clamp(1, 128) * SLICE_ROWS;
         Self { columns, rows, mask, at: 0, window }
     }
@@ -297,6 +339,12 @@ impl ResidentRows {
                 if let Column::Chunk(chunk) = column {
                     len = len.min(chunk.piece_rows() - start % chunk.piece_rows());
                 }
+            }
+            // Nor may what rests folded unfold into more than can be held: dictionaries, constants.
+            while len > 1
+                && self.columns.values().map(|column| column.unfolded_bytes(start, len)).sum::<u64>() > MAX_UNFOLDED_BYTES
+            {
+                len = len.div_ceil(2);
             }
             self.at += len;
             let mask = self.mask.as_ref().map(|mask| mask.slice(start, len));

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array, UInt64Array};
+use arrow::array::{ArrayRef, AsArray as _, RecordBatch, RecordBatchOptions, UInt32Array, UInt64Array};
 use arrow::compute::{concat_batches, filter_record_batch, take, take_record_batch};
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow::datatypes::{DataType, Schema, SchemaRef};
 use flightcache_proto::{Error, ErrorKind, Result};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use tokio_util::task::AbortOnDropHandle;
@@ -17,13 +17,64 @@ use super::plan::{ColumnSource, ObjectPlan, ScanPlan};
 use super::row_group::Column;
 use super::stream::MAX_RESTARTS;
 use crate::admin::ScanMeter;
-use crate::cache::Pinned;
-use crate::parquet::{Chunk, SLICE_ROWS, decode_bands};
+use crate::cache::{Pinned, Reservation};
+use crate::parquet::{Chunk, SLICE_ROWS, decode_bands, fixed_bytes};
 
 /// Row groups read at a time.
 const ROW_GROUPS_AT_A_TIME: usize = 4;
-/// An answer is put in order in memory, so it is bounded.
-const MAX_ANSWER_BYTES: usize = 256 << 20;
+/// The distinct rows of an answer are held in memory until it is sent, so they are bounded.
+const MAX_ANSWER_BYTES: u64 = 256 << 20;
+/// Rows may be asked for many times; batches are bounded all the same.
+const MAX_BATCH_BYTES: u64 = 8 << 20;
+
+/// The rows of an answer, each once, and the order they are asked for in.
+struct Answer {
+    /// Columns `read`, rows in the order of the object.
+    distinct: RecordBatch,
+    /// Table columns.
+    read: Vec<usize>,
+    /// By row of the answer, its place among the distinct ones.
+    places: Vec<u64>,
+    /// Rows of a batch: as many as stay within bounds even if all were the longest.
+    step: usize,
+    _reservation: Reservation,
+}
+
+impl Answer {
+    /// The rows from `at` on that the filter lets through, some at a time.
+    fn next_batch(&self, plan: &ScanPlan, at: &mut usize) -> Result<RecordBatch> {
+        let failed = |e: arrow::error::ArrowError| Error::internal(format!("{}: row read: {e}", plan.request.url));
+        let places = &self.places[*at..self.places.len().min(*at + self.step)];
+        *at += places.len();
+        let mut rows = take_record_batch(&self.distinct, &UInt64Array::from(places.to_vec())).map_err(failed)?;
+        let column = |rows: &RecordBatch, column: &usize| match self.read.binary_search(column) {
+            Ok(at) => Ok(Arc::clone(rows.column(at))),
+            Err(_) => Err(Error::internal("a column was not read")),
+        };
+        if let Some(predicate) = &plan.predicate {
+            let arrays = predicate.columns().iter().map(|at| column(&rows, at)).collect::<Result<_>>()?;
+            let mask = predicate.evaluate(arrays, rows.num_rows())?;
+            rows = filter_record_batch(&rows, &mask).map_err(failed)?;
+        }
+        let arrays = plan.output.iter().map(|at| column(&rows, at)).collect::<Result<_>>()?;
+        batch(&plan.schema, arrays, rows.num_rows())
+    }
+}
+
+/// Bytes the longest value of an array takes, or more.
+fn longest_value_bytes(array: &ArrayRef) -> u64 {
+    let longest = |offsets: &mut dyn Iterator<Item = u64>| offsets.max().unwrap_or(0) + 8;
+    match array.data_type() {
+        DataType::Utf8 => longest(&mut array.as_string::<i32>().iter().map(|value| value.map_or(0, str::len) as u64)),
+        DataType::LargeUtf8 => longest(&mut array.as_string::<i64>().iter().map(|value| value.map_or(0, str::len) as u64)),
+        DataType::Utf8View => longest(&mut array.as_string_view().lengths().map(u64::from)),
+        DataType::Binary => longest(&mut array.as_binary::<i32>().iter().map(|value| value.map_or(0, <[u8]>::len) as u64)),
+        DataType::LargeBinary => longest(&mut array.as_binary::<i64>().iter().map(|value| value.map_or(0, <[u8]>::len) as u64)),
+        DataType::BinaryView => longest(&mut array.as_binary_view().lengths().map(u64::from)),
+        nested if nested.is_nested() => array.get_array_memory_size() as u64,
+        flat => fixed_bytes(flat),
+    }
+}
 
 impl Engine {
     /// The rows a plan names.
@@ -45,19 +96,23 @@ impl Engine {
                     answer => break answer?,
                 }
             };
-            let mut left = plan.request.limit.map_or(answer.num_rows(), |limit| usize::try_from(limit).unwrap_or(usize::MAX).min(answer.num_rows()));
+            let mut left = plan.request.limit.unwrap_or(u64::MAX);
             let mut at = 0;
-            while left > 0 {
-                let len = left.min(SLICE_ROWS);
-                meter.rows.fetch_add(len as u64, Ordering::Relaxed);
-                yield answer.slice(at, len);
-                at += len;
-                left -= len;
+            while left > 0 && at < answer.places.len() {
+                let mut batch = answer.next_batch(&plan, &mut at)?;
+                if batch.num_rows() as u64 > left {
+                    batch = batch.slice(0, left as usize);
+                }
+                left -= batch.num_rows() as u64;
+                meter.rows.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
+                if batch.num_rows() > 0 {
+                    yield batch;
+                }
             }
         }
     }
 
-    async fn pick(self: &Arc<Self>, plan: &Arc<ScanPlan>, object: &ObjectPlan, meter: &Arc<ScanMeter>) -> Result<RecordBatch> {
+    async fn pick(self: &Arc<Self>, plan: &Arc<ScanPlan>, object: &ObjectPlan, meter: &Arc<ScanMeter>) -> Result<Answer> {
         let rows = plan.request.rows.as_deref().unwrap_or_default();
         let read = plan.read_columns();
         let schema: SchemaRef = Arc::new(plan.table.project(&read).map_err(|e| Error::internal(e.to_string()))?);
@@ -97,12 +152,12 @@ impl Engine {
             });
         }
         let mut reads = futures::stream::iter(reads).buffered(ROW_GROUPS_AT_A_TIME);
-        let (mut picked, mut bytes) = (Vec::new(), 0);
+        let mut reservation = self.chunks.reserve(0).await.map_err(|e| Error::internal(e.to_string()))?;
+        let mut picked = Vec::new();
         while let Some(batch) = reads.try_next().await? {
-            bytes += batch.get_array_memory_size();
-            if bytes > MAX_ANSWER_BYTES {
+            if !reservation.try_grow(batch.get_array_memory_size() as u64) || reservation.bytes() > MAX_ANSWER_BYTES {
                 let message = format!(
-                    "{}: the rows asked for hold more than {MAX_ANSWER_BYTES} bytes; ask for fewer at a time",
+                    "{}: the rows asked for hold more than {MAX_ANSWER_BYTES} bytes, or than is free in memory; ask for fewer at a time",
                     plan.request.url
                 );
                 return Err(Error::new(ErrorKind::ResourceExhausted, message));
@@ -110,30 +165,14 @@ impl Engine {
             picked.push(batch);
         }
         let failed = |e: arrow::error::ArrowError| Error::internal(format!("{}: row read: {e}", plan.request.url));
-        let all = concat_batches(&schema, &picked).map_err(failed)?;
+        let distinct = concat_batches(&schema, &picked).map_err(failed)?;
         let places = rows.iter().map(|&row| {
             let group = starts.partition_point(|&start| start <= row) - 1;
             wanted[&(group as u32)][&((row - starts[group]) as u32)] as u64
         });
-        let mut ordered = take_record_batch(&all, &UInt64Array::from_iter_values(places)).map_err(failed)?;
-        if let Some(predicate) = &plan.predicate {
-            let column = |column: &usize| {
-                read.binary_search(column)
-                    .map(|at| Arc::clone(ordered.column(at)))
-                    .map_err(|_| Error::internal("a filter column was not read"))
-            };
-            let arrays = predicate.columns().iter().map(column).collect::<Result<_>>()?;
-            let mask = predicate.evaluate(arrays, ordered.num_rows())?;
-            ordered = filter_record_batch(&ordered, &mask).map_err(failed)?;
-        }
-        let places = plan
-            .output
-            .iter()
-            .map(|column| read.binary_search(column).map_err(|_| Error::internal("an output column was not read")))
-            .collect::<Result<Vec<_>>>()?;
-        let arrays = places.into_iter().map(|at| Arc::clone(ordered.column(at))).collect();
-        let options = RecordBatchOptions::new().with_row_count(Some(ordered.num_rows()));
-        RecordBatch::try_new_with_options(Arc::clone(&plan.schema), arrays, &options).map_err(failed)
+        let longest = distinct.columns().iter().map(longest_value_bytes).sum::<u64>().max(1);
+        let step = (MAX_BATCH_BYTES / longest).clamp(1, SLICE_ROWS as u64) as usize;
+        Ok(Answer { places: places.collect(), distinct, read, step, _reservation: reservation })
     }
 
     /// Rows `offsets` (ascending, distinct) of one row group, in the announced types.
@@ -178,9 +217,7 @@ impl Engine {
         let mut file_columns: Vec<usize> = read.iter().filter_map(|&column| super::file_column(&sources[column])).collect();
         file_columns.sort_unstable();
         file_columns.dedup();
-        let ranges = group.ranges(&file_columns);
-        let compressed = ranges.iter().map(|range| range.end - range.start).sum();
-        let reservation = self.chunks.reserve(compressed).await.map_err(|error| group.error(&error))?;
+        let reservation = self.chunks.reserve(group.fetched_bytes(&file_columns)).await.map_err(|error| group.error(&error))?;
         let footer = Arc::clone(&group.footer);
         let segments = self.fetch(&group, &file_columns).await?;
         let pick = move || {

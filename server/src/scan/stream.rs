@@ -14,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::Engine;
 use super::load::RowGroupRef;
 use super::plan::{ObjectPlan, ScanPlan};
-use super::row_group::Loaded;
+use super::row_group::{Loaded, Turn, Turns};
 use crate::admin::{ScanMeter, add_time};
 
 /// Times an object may be found overwritten before the scan gives up.
@@ -38,8 +38,9 @@ struct Driver {
     objects: Vec<ObjectPlan>,
     queue: VecDeque<(usize, u32)>,
     running: VecDeque<Running>,
-    /// Told when the youngest running row group has reserved its memory.
-    turn: oneshot::Receiver<()>,
+    /// Told when the youngest running row group has reserved memory for the filter's columns, and for the answer's.
+    filter_turn: oneshot::Receiver<()>,
+    answer_turn: oneshot::Receiver<()>,
     ahead: usize,
     max_ahead: usize,
 }
@@ -68,9 +69,10 @@ impl Driver {
         // With a limit, the first row groups may be enough: begin with one, and double.
         let ahead = if plan.request.limit.is_some() { 1 } else { max_ahead };
         let request = engine.next_request();
-        // Its sender is dropped: the first row group's turn has come.
-        let (_, turn) = oneshot::channel();
-        Self { engine, plan, meter, request, objects, queue, running: VecDeque::new(), turn, ahead, max_ahead }
+        // Their senders are dropped: the first row group's turns have come.
+        let (filter_turn, answer_turn) = (oneshot::channel().1, oneshot::channel().1);
+        let running = VecDeque::new();
+        Self { engine, plan, meter, request, objects, queue, running, filter_turn, answer_turn, ahead, max_ahead }
     }
 
     fn fill(&mut self) {
@@ -84,10 +86,8 @@ impl Driver {
                 populate: self.plan.request.populate,
                 meter: Arc::clone(&self.meter),
             };
-            let (next, after) = oneshot::channel();
-            let turn = std::mem::replace(&mut self.turn, after);
-            let load =
-                Arc::clone(&self.engine).row_group(Arc::clone(&self.plan), Arc::clone(&part.columns), row_group, turn, next);
+            let turns = Turns { filter: Turn::after(&mut self.filter_turn), answer: Turn::after(&mut self.answer_turn) };
+            let load = Arc::clone(&self.engine).row_group(Arc::clone(&self.plan), Arc::clone(&part.columns), row_group, turns);
             self.running.push_back(Running { object, group, loaded: AbortOnDropHandle::new(tokio::spawn(load)) });
         }
     }

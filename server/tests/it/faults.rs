@@ -1,5 +1,6 @@
 //! Stores that fail, and objects that change while they are read.
 
+use arrow_flight::error::FlightError;
 use flightcache::ErrorKind;
 use flightcache_server::object::Freshness;
 use futures::TryStreamExt as _;
@@ -27,14 +28,62 @@ async fn an_overwrite_between_footer_and_data_gives_the_new_version_whole() {
             }
             _ => Fate::Serve,
         });
-        match cache.values(URL, "c0").await {
+        match cache.do_get(format!(r#"{{"url": "{URL}", "columns": ["c0"]}}"#)).await {
             // Rows of the old version may have left before the overwrite was met: then it is an error, never a mixture.
-            Err(error) => assert_eq!(error.kind, ErrorKind::Changed, "{error}"),
-            Ok(column) => assert!(column.iter().copied().eq(1_000_000..1_060_000), "one version, the new one"),
+            Err(error) => {
+                let FlightError::Tonic(status) = error else { panic!("{error}") };
+                assert_eq!(status.code(), tonic::Code::Aborted, "{status}");
+                assert!(nth > 0, "before any row was read the server starts over: {status}");
+            }
+            Ok(batches) => assert!(values(&batches).into_iter().eq(1_000_000..1_060_000), "one version, the new one"),
         }
         assert!(cache.values(URL, "c0").await.unwrap().into_iter().eq(1_000_000..1_060_000));
         cache.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tickets_of_another_schema_are_refused() {
+    let cache = Cache::with(flightcache_server::Settings { freshness: Freshness::Always, ..settings() }, TestStore::new()).await;
+    cache.store.put("t.parquet", file(0, 1_000, 1_000, 3)).await;
+    let json = format!(r#"{{"url": "{URL}"}}"#);
+    let [ticket] = &cache.tickets(&json).await[..] else { panic!("one share") };
+    cache.store.put("t.parquet", file(5, 1_000, 1_000, 3)).await;
+    assert_eq!(values(&cache.do_get(ticket.clone()).await.unwrap())[0], 5, "a share of all of an object follows it");
+    cache.store.put("t.parquet", file(0, 1_000, 1_000, 2)).await;
+    let Err(FlightError::Tonic(status)) = cache.do_get(ticket.clone()).await else { panic!("another schema is an error") };
+    assert_eq!(status.code(), tonic::Code::Aborted, "{status}");
+    cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_a_listing_still_names_is_passed_over() {
+    let cache = Cache::start().await;
+    for name in ["a", "b"] {
+        cache.store.put(&format!("t/{name}.parquet"), file(0, 1_000, 1_000, 1)).await;
+    }
+    assert_eq!(cache.values("s3://lake/t/", "c0").await.unwrap().len(), 2_000);
+    cache.client.evict("s3://lake/t/b.parquet").await.unwrap();
+    let mut deleted = false;
+    cache.store.script(move |options, _| {
+        let fate = if options.range.is_some() && !deleted { Fate::Delete } else { Fate::Serve };
+        deleted = true;
+        fate
+    });
+    assert_eq!(cache.values("s3://lake/t/", "c0").await.unwrap().len(), 1_000);
+    cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scans_of_thousands_of_objects_with_a_limit() {
+    let cache = Cache::start().await;
+    let object = file(0, 10, 10, 1);
+    for i in 0..4_200 {
+        cache.store.put(&format!("many/{i:05}.parquet"), object.clone()).await;
+    }
+    let rows = cache.client.scan("s3://lake/many/").filter("c0 >= 5").limit(7).send().await.unwrap().collect().await.unwrap();
+    assert_eq!(values(&rows), [5, 6, 7, 8, 9, 5, 6]);
+    cache.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

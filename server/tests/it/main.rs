@@ -2,7 +2,9 @@
 //! count, stall, fail, and change under the reader's feet.
 
 mod faults;
+mod hostile;
 mod memory;
+mod pushdown;
 mod requests;
 mod store;
 mod support;

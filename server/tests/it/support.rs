@@ -4,15 +4,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+use arrow_flight::decode::FlightRecordBatchStream;
+use arrow_flight::error::FlightError;
+use arrow_flight::flight_service_client::FlightServiceClient;
+use arrow_flight::{FlightDescriptor, Ticket};
 use bytes::Bytes;
 use bytesize::ByteSize;
 use flightcache::Client;
 use flightcache_server::admin::Metrics;
 use flightcache_server::object::{Freshness, Sources};
 use flightcache_server::{Server, Settings};
+use futures::TryStreamExt as _;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
+use tonic::transport::Endpoint;
 
 use crate::store::{TestStore, shared};
 
@@ -52,6 +58,20 @@ impl Cache {
     pub(crate) async fn stop(self) {
         drop(self.client);
         assert!(self.server.shutdown().await, "requests were still under way");
+    }
+
+    /// One `DoGet` of a ticket, as a plain client sends it: nothing is planned, nothing tried again.
+    pub(crate) async fn do_get(&self, ticket: impl Into<Bytes>) -> Result<Vec<RecordBatch>, FlightError> {
+        let channel = Endpoint::from_shared(format!("http://{}", self.server.flight_addr())).unwrap().connect_lazy();
+        let frames = FlightServiceClient::new(channel).do_get(Ticket { ticket: ticket.into() }).await?.into_inner();
+        FlightRecordBatchStream::new_from_flight_data(frames.map_err(Into::into)).try_collect().await
+    }
+
+    /// The tickets of a scan.
+    pub(crate) async fn tickets(&self, json: &str) -> Vec<Bytes> {
+        let channel = Endpoint::from_shared(format!("http://{}", self.server.flight_addr())).unwrap().connect_lazy();
+        let info = FlightServiceClient::new(channel).get_flight_info(FlightDescriptor::new_cmd(json.to_owned())).await;
+        info.unwrap().into_inner().endpoint.into_iter().map(|endpoint| endpoint.ticket.unwrap().ticket).collect()
     }
 
     /// All values of a column of the scan's answer.
