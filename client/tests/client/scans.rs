@@ -8,6 +8,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 use arrow_flight::{FlightData, FlightEndpoint, Ticket};
 use flightcache::{Client, Error, ErrorKind, Populate, Result, ScanRequest, ScanStats};
 use futures::{StreamExt as _, TryStreamExt as _};
+use tokio::runtime::Runtime;
 use tokio::sync::{Barrier, Notify};
 use tonic::{Code, Status};
 
@@ -331,7 +332,9 @@ async fn dropping_the_stream_cancels_every_call() {
 async fn dropping_a_stream_that_waits_for_its_first_batch_cancels_every_call() {
     let (fake, client) = Fake::alone().await;
     fake.answer_plan(Ok(plan(["0", "1", "2", "3"].map(|ticket| endpoint(ticket, LOW, 1)))));
-    ["0", "1", "2", "3"].iter().for_each(|ticket| fake.answer_get(ticket, vec![Step::Hang]));
+    for ticket in ["0", "1", "2", "3"] {
+        fake.answer_get(ticket, vec![Step::Hang]);
+    }
     let reading = tokio::spawn(async move { read(&client).await });
     fake.until("all shares are open", |counts| counts.open == 4).await;
     reading.abort();
@@ -398,6 +401,44 @@ async fn shares_read_ahead_never_starve_the_one_being_read() {
     let (rows, error) = within_a_minute("the scan", reading).await.unwrap();
     assert_eq!(error, None);
     assert!(rows.into_iter().eq(0..5 * share_rows));
+}
+
+/// Two owners, of which the one of the share "a" can be made to die: its runtime is beside it. The map then names the other.
+async fn mortal_owner(script: Vec<Step>) -> (Fake, Fake, Runtime) {
+    let runtime = Runtime::new().unwrap();
+    let (low, high) = (Fake::start().await, runtime.spawn(Fake::start()).await.unwrap());
+    low.answer_map(&halves(1, Some(low.uri()), Some(high.uri())));
+    low.answer_map(&whole(2, &low));
+    low.answer_plan(Ok(plan([endpoint("a", HIGH, 1)])));
+    low.answer_get("a", rows([1, 2, 3]));
+    high.answer_get("a", script);
+    (low, high, runtime)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_dies_before_the_first_row_is_replaced() {
+    let (low, high, runtime) = mortal_owner(then(rows([]), Step::Hang)).await;
+    let client = low.connect().await;
+    let reading = tokio::spawn(async move { read(&client).await });
+    high.until("the share is being read", |counts| counts.frames == 1).await;
+    runtime.shutdown_background();
+    assert_eq!(within_a_minute("the scan", reading).await.unwrap(), (vec![1, 2, 3], None));
+    assert_eq!((low.counts().maps, low.counts().gets.len()), (2, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_dies_after_rows_is_a_typed_error() {
+    let (low, _high, runtime) = mortal_owner(then(rows([1]), Step::Hang)).await;
+    let client = low.connect().await;
+    let mut stream = client.scan(URL).send().await.unwrap();
+    assert_eq!(stream.try_next().await.unwrap(), Some(numbers([1])));
+    runtime.shutdown_background();
+    let error = within_a_minute("the error", stream.try_next()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
+    assert!(within_a_minute("the end", stream.try_next()).await.unwrap().is_none());
+    assert_eq!(low.counts().gets, [""; 0]);
+    // The next scan finds the new owner.
+    assert_eq!(within_a_minute("the next scan", read(&client)).await, (vec![1, 2, 3], None));
 }
 
 #[tokio::test(flavor = "multi_thread")]
