@@ -1,20 +1,26 @@
 //! When to try again, and the errors that decide it.
 
+use std::error::Error as _;
 use std::time::Duration;
 
 use arrow_flight::error::FlightError;
 use flightcache_proto::error::ERROR_KIND_METADATA;
 use flightcache_proto::{Error, ErrorKind};
-use tonic::Status;
+use tonic::{Code, Status};
 
 /// Times a request is sent at most.
 pub(crate) const MAX_ATTEMPTS: u32 = 3;
 
 /// The error a status stands for: by the kind the server states, or else by its code.
+///
+/// A status with a source was made here, not by the server: the connection broke.
 pub(crate) fn from_status(status: &Status) -> Error {
     let stated = status.metadata().get(ERROR_KIND_METADATA).and_then(|kind| kind.to_str().ok());
     let kind = stated.and_then(|stated| ErrorKind::ALL.into_iter().find(|kind| kind.as_str() == stated));
-    let kind = kind.unwrap_or_else(|| ErrorKind::from_grpc_code(status.code() as i32));
+    let kind = kind.unwrap_or_else(|| match status.code() {
+        Code::Cancelled | Code::Unknown if status.source().is_some() => ErrorKind::Unavailable,
+        code => ErrorKind::from_grpc_code(code as i32),
+    });
     Error::new(kind, status.message())
 }
 

@@ -18,7 +18,9 @@ pub(crate) type Flight = FlightServiceClient<Channel>;
 /// Frames of this size cost least: measured.
 const MAX_FRAME_BYTES: u32 = 1 << 20;
 const STREAM_WINDOW_BYTES: u32 = 8 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// The largest there is: the streams' windows bound what is unread. A connection's window would let streams that wait for their
+/// reader (shares read ahead, scans that pause) use it up and starve the one that is read.
+const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
 /// The slot map and the channels, cached.
@@ -27,9 +29,17 @@ const MAX_MESSAGE_BYTES: usize = 16 << 20;
 #[derive(Debug)]
 pub struct Routes {
     seed: Flight,
-    map: Mutex<Option<Arc<SlotMap>>>,
+    map: Mutex<Option<Known>>,
     channels: Mutex<HashMap<String, Flight>>,
     lookups: AtomicU64,
+}
+
+/// The newest slot map that was seen.
+#[derive(Debug)]
+struct Known {
+    map: Arc<SlotMap>,
+    /// It may be out of date: ask before it is used again. It is kept, for an answer may be older still.
+    is_stale: bool,
 }
 
 /// A Flight client for a location such as `grpc://host:port`. Connects when it is first used.
@@ -66,8 +76,8 @@ impl Routes {
 
     /// The slot map: the cached one, or else the server's.
     pub async fn map(&self) -> Result<Arc<SlotMap>> {
-        if let Some(map) = lock(&self.map).clone() {
-            return Ok(map);
+        if let Some(known) = lock(&self.map).as_ref().filter(|known| !known.is_stale) {
+            return Ok(Arc::clone(&known.map));
         }
         self.refresh().await
     }
@@ -83,25 +93,26 @@ impl Routes {
             serde_json::from_slice(&body).map_err(|e| Error::internal(format!("the server's slot map cannot be read: {e}")))?;
         let mut cached = lock(&self.map);
         let map = match cached.take() {
-            Some(known) if known.epoch() > map.epoch() => known,
+            Some(known) if known.map.epoch() > map.epoch() => known.map,
             _ => Arc::new(map),
         };
-        *cached = Some(Arc::clone(&map));
+        *cached = Some(Known { map: Arc::clone(&map), is_stale: false });
         Ok(map)
     }
 
-    /// Forgets a map older than `epoch`: an answer was made with a newer one.
+    /// Distrusts a map older than `epoch`: an answer was made with a newer one.
     pub(crate) fn expect_epoch(&self, epoch: u64) {
-        let mut cached = lock(&self.map);
-        if cached.as_ref().is_some_and(|map| map.epoch() < epoch) {
-            *cached = None;
+        if let Some(known) = lock(&self.map).as_mut().filter(|known| known.map.epoch() < epoch) {
+            known.is_stale = true;
         }
     }
 
-    /// Forgets the map if an error says that it is, or may be, out of date.
+    /// Distrusts the map if an error says that it is, or may be, out of date.
     pub(crate) fn learn_from(&self, error: &Error) {
-        if matches!(error.kind, ErrorKind::Moved | ErrorKind::Unavailable) {
-            *lock(&self.map) = None;
+        if matches!(error.kind, ErrorKind::Moved | ErrorKind::Unavailable)
+            && let Some(known) = lock(&self.map).as_mut()
+        {
+            known.is_stale = true;
         }
     }
 

@@ -95,9 +95,7 @@ impl ScanBuilder {
     pub async fn send(self) -> Result<ScanStream> {
         let Self { client, request } = self;
         let info = retrying(|| plan(&client, &request)).await?;
-        let schema: SchemaRef = Arc::new(
-            Schema::try_from(info.clone()).map_err(|e| Error::internal(format!("the server's schema cannot be read: {e}")))?,
-        );
+        let schema = Arc::new(schema_of(&info)?);
         let stats: Arc<Mutex<Vec<ScanStats>>> = Arc::default();
         let batches = read(client, request, info, Arc::clone(&schema), Arc::clone(&stats)).boxed();
         Ok(ScanStream { schema, stats, batches })
@@ -154,15 +152,29 @@ async fn plan(client: &Client, request: &ScanRequest) -> Result<FlightInfo> {
     info.map(tonic::Response::into_inner).map_err(|e| from_status(&e)).inspect_err(|e| client.routes.learn_from(e))
 }
 
-fn shares(client: &Client, info: &FlightInfo) -> Vec<Share> {
+fn schema_of(info: &FlightInfo) -> Result<Schema> {
+    // The converter trusts its input to have fields, and of types it knows.
+    let schema = std::panic::catch_unwind(|| Schema::try_from(info.clone()).map_err(|e| e.to_string()));
+    let schema = schema.unwrap_or_else(|_| Err("it has unknown types, or no fields".to_owned()));
+    schema.map_err(|e| Error::internal(format!("the server's schema cannot be read: {e}")))
+}
+
+fn shares(client: &Client, info: &FlightInfo) -> Result<Vec<Share>> {
     let share = |(index, endpoint): (usize, &FlightEndpoint)| {
-        let route: Option<Route> = serde_json::from_slice(&endpoint.app_metadata).ok();
+        let ticket = endpoint.ticket.clone().ok_or_else(|| Error::internal(format!("endpoint {index} has no ticket")))?;
+        let route: Option<Route> = match &*endpoint.app_metadata {
+            [] => None,
+            metadata => Some(
+                serde_json::from_slice(metadata)
+                    .map_err(|e| Error::internal(format!("the route of endpoint {index} cannot be read: {e}")))?,
+            ),
+        };
         if let Some(route) = route {
             client.routes.expect_epoch(route.epoch);
         }
-        Some(Share { ticket: endpoint.ticket.clone()?, route, index })
+        Ok(Share { ticket, route, index })
     };
-    info.endpoint.iter().enumerate().filter_map(share).collect()
+    info.endpoint.iter().enumerate().map(share).collect()
 }
 
 /// Reads all shares in order. When an object turns out overwritten before anything was delivered, plans anew.
@@ -177,12 +189,13 @@ fn read(
         let mut info = info;
         let mut attempt = 1;
         'plan: loop {
-            let shares = shares(&client, &info);
-            stats.lock().unwrap_or_else(PoisonError::into_inner).resize(shares.len(), ScanStats::default());
+            let shares = shares(&client, &info)?;
+            *stats.lock().unwrap_or_else(PoisonError::into_inner) = vec![ScanStats::default(); shares.len()];
             let mut running = futures::stream::iter(shares)
                 .map(|share| {
                     let (sender, receiver) = mpsc::channel(BATCHES_BUFFERED);
-                    let task = tokio::spawn(read_share(client.clone(), share, sender, Arc::clone(&stats)));
+                    let task = read_share(client.clone(), share, Arc::clone(&schema), sender, Arc::clone(&stats));
+                    let task = tokio::spawn(task);
                     std::future::ready((receiver, AbortOnDropHandle::new(task)))
                 })
                 .buffered(1);
@@ -199,10 +212,12 @@ fn read(
                 while let Some(batch) = batches.recv().await {
                     match batch {
                         Err(error) if error.kind == ErrorKind::Changed && !has_delivered && attempt < MAX_ATTEMPTS => {
+                            // Ends what was read ahead of the old plan, and with it the figures it tells.
+                            ahead.clear();
                             attempt += 1;
                             back_off(attempt).await;
                             info = retrying(|| plan(&client, &request)).await?;
-                            let now = Schema::try_from(info.clone()).map_err(|e| Error::internal(e.to_string()))?;
+                            let now = schema_of(&info)?;
                             if now.fields() != schema.fields() {
                                 Err(Error::new(ErrorKind::Changed, format!("{}: overwritten with another schema", request.url)))?;
                             }
@@ -222,11 +237,17 @@ fn read(
 }
 
 /// Reads one share into a channel; again from its start while nothing of it was delivered and the error allows.
-async fn read_share(client: Client, share: Share, sender: mpsc::Sender<Result<RecordBatch>>, stats: Arc<Mutex<Vec<ScanStats>>>) {
+async fn read_share(
+    client: Client,
+    share: Share,
+    schema: SchemaRef,
+    sender: mpsc::Sender<Result<RecordBatch>>,
+    stats: Arc<Mutex<Vec<ScanStats>>>,
+) {
     let mut attempt = 1;
     loop {
         let mut has_delivered = false;
-        let Err(error) = read_once(&client, &share, &sender, &stats, &mut has_delivered).await else { return };
+        let Err(error) = read_once(&client, &share, &schema, &sender, &stats, &mut has_delivered).await else { return };
         client.routes.learn_from(&error);
         let may_retry = error.kind.is_retryable() && error.kind != ErrorKind::Changed && !has_delivered && attempt < MAX_ATTEMPTS;
         if !may_retry {
@@ -242,6 +263,7 @@ async fn read_share(client: Client, share: Share, sender: mpsc::Sender<Result<Re
 async fn read_once(
     client: &Client,
     share: &Share,
+    schema: &Schema,
     sender: &mpsc::Sender<Result<RecordBatch>>,
     stats: &Mutex<Vec<ScanStats>>,
     has_delivered: &mut bool,
@@ -259,11 +281,18 @@ async fn read_once(
         {
             *stats = so_far;
         }
-        if let DecodedPayload::RecordBatch(batch) = frame.payload {
-            *has_delivered = true;
-            if sender.send(Ok(batch)).await.is_err() {
-                return Ok(());
+        match frame.payload {
+            // What holds all of an object may follow it to a newer version.
+            DecodedPayload::Schema(now) if now.fields() != schema.fields() => {
+                return Err(Error::new(ErrorKind::Changed, "a share has another schema than its scan"));
             }
+            DecodedPayload::RecordBatch(batch) => {
+                *has_delivered = true;
+                if sender.send(Ok(batch)).await.is_err() {
+                    return Ok(());
+                }
+            }
+            DecodedPayload::Schema(_) | DecodedPayload::None => {}
         }
     }
     Ok(())

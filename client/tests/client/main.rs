@@ -1,0 +1,5 @@
+//! The client against servers that answer as a test says, over real sockets: what the true server does rarely or never.
+
+mod fake;
+mod routes;
+mod scans;
