@@ -28,7 +28,7 @@ pub struct Chunk {
 impl Chunk {
     /// A chunk of pieces of `piece_rows` rows each, the last one shorter.
     pub fn new(pieces: Vec<ArrayRef>, piece_rows: usize) -> Self {
-        let rows = pieces.iter().map(|piece| piece.len()).sum::<usize>();
+        let rows = pieces.iter().map(Array::len).sum::<usize>();
         let values: Vec<Vec<u64>> =
             pieces.iter().filter_map(|piece| Some(value_lengths(piece.as_any_dictionary_opt()?.values()))).collect();
         let lengths = || values.iter().flatten().copied();
