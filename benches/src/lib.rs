@@ -5,4 +5,5 @@
 
 pub mod data;
 pub mod quickstart;
+pub mod report;
 pub mod slow_store;

@@ -176,7 +176,7 @@ impl Fake {
     /// Waits until the counts are as they should be; fails when they are not within a minute.
     pub(crate) async fn until(&self, what: &str, condition: impl Fn(&Counts) -> bool) {
         let mut counts = self.state.counts.subscribe();
-        let reached = tokio::time::timeout(Duration::from_secs(60), counts.wait_for(|counts| condition(counts))).await.is_ok();
+        let reached = tokio::time::timeout(Duration::from_mins(1), counts.wait_for(|counts| condition(counts))).await.is_ok();
         assert!(reached, "{what}: not within a minute: {:?}", self.counts());
     }
 }

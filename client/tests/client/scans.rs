@@ -63,7 +63,7 @@ fn mebibytes(first: i64, count: i64) -> Vec<Step> {
 
 /// Fails a test that would otherwise hang.
 async fn within_a_minute<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), future).await.unwrap_or_else(|_| panic!("{what}: not within a minute"))
+    tokio::time::timeout(Duration::from_mins(1), future).await.unwrap_or_else(|_| panic!("{what}: not within a minute"))
 }
 
 #[tokio::test(flavor = "multi_thread")]

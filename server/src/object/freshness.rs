@@ -22,7 +22,7 @@ impl Freshness {
     /// How long a listing may be reused. Listings of immutable objects are still bounded, since new objects appear.
     pub fn listing_ttl(self) -> Duration {
         match self {
-            Self::Immutable => Duration::from_secs(60),
+            Self::Immutable => Duration::from_mins(1),
             Self::Ttl(ttl) => ttl,
             Self::Always => Duration::ZERO,
         }
@@ -40,7 +40,7 @@ impl Freshness {
 
 impl Default for Freshness {
     fn default() -> Self {
-        Self::Ttl(Duration::from_secs(60))
+        Self::Ttl(Duration::from_mins(1))
     }
 }
 

@@ -68,7 +68,7 @@ async fn a_row_group_larger_than_memory_streams_through() {
 #[tokio::test(flavor = "multi_thread")]
 async fn row_groups_wait_for_memory_in_the_order_of_their_scan() {
     // Each row group fits, no two do: 3 MB compressed and as much decoded, and a quarter, of 8 MB.
-    let settings = Settings { memory_wait: std::time::Duration::from_secs(3_600), ..small(ByteSize::mib(2), ByteSize::mib(6)) };
+    let settings = Settings { memory_wait: std::time::Duration::from_hours(1), ..small(ByteSize::mib(2), ByteSize::mib(6)) };
     let cache = Cache::with(settings, TestStore::new()).await;
     cache.store.put("t.parquet", file(0, 1_000_000, 100_000, 4)).await;
     let scan = cache.client.scan("s3://lake/t.parquet").filter("c0 >= 0 AND c0 % 2 = 0").columns(["c1", "c2", "c3", "c0"]);

@@ -111,7 +111,7 @@ pub(crate) fn file(first: i64, rows: i64, group_rows: usize, columns: usize) -> 
 
 /// Waits until a condition holds; fails when it does not within a minute.
 pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    let deadline = tokio::time::Instant::now() + Duration::from_mins(1);
     while !condition() {
         assert!(tokio::time::Instant::now() < deadline, "{what}: not within a minute");
         tokio::time::sleep(Duration::from_millis(5)).await;
