@@ -4,6 +4,8 @@
 //! steps.
 
 pub mod data;
+pub mod output;
+pub mod place;
 pub mod quickstart;
 pub mod report;
 pub mod slow_store;

@@ -1,0 +1,70 @@
+//! Where the data of a run lies, how far away it is made, and servers in this process in front of it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::Args;
+use flightcache_server::admin::Metrics;
+use flightcache_server::object::{Freshness, Sources};
+use flightcache_server::{Server, Settings};
+use object_store::ObjectStore;
+use object_store::path::Path;
+use object_store::prefix::PrefixStore;
+use url::Url;
+
+use crate::slow_store::SlowStore;
+
+/// The source under which servers and `DataFusion` know the data, wherever it lies.
+pub const SOURCE: &str = "s3://bench/";
+
+/// How far away the store is made.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Distance {
+    /// Latency added to each request to the store.
+    #[arg(long, default_value = "30ms", value_parser = humantime::parse_duration)]
+    pub latency: Duration,
+    /// Bandwidth of the store's link, a second, all readers together; 0B for no bound.
+    #[arg(long, default_value = "0B")]
+    pub bandwidth: ByteSize,
+}
+
+impl Distance {
+    /// In words, for the output.
+    pub fn describe(&self) -> String {
+        let latency = humantime::format_duration(self.latency);
+        match self.bandwidth.as_u64() {
+            0 => format!("{latency} added to each request, no bound on bandwidth"),
+            _ => format!("{latency} added to each request, {} a second", self.bandwidth),
+        }
+    }
+
+    /// `store`, that far away, with its requests counted.
+    pub fn apply(&self, store: Arc<dyn ObjectStore>) -> Arc<SlowStore> {
+        let bandwidth = Some(self.bandwidth.as_u64()).filter(|bandwidth| *bandwidth > 0);
+        Arc::new(SlowStore::new(store, self.latency, bandwidth))
+    }
+}
+
+/// Opens a directory, or a `file://` or `s3://bucket/prefix/` URL (settings from `AWS_*` variables).
+pub fn open(place: &str) -> Result<Arc<dyn ObjectStore>, Box<dyn std::error::Error>> {
+    let url = match Url::parse(place) {
+        Ok(url) => url,
+        Err(url::ParseError::RelativeUrlWithoutBase) => {
+            let directory = std::path::absolute(place)?;
+            Url::from_directory_path(&directory).map_err(|()| format!("{place}: not a directory"))?
+        }
+        Err(error) => return Err(format!("{place}: {error}").into()),
+    };
+    let (store, prefix) = object_store::parse_url_opts(&url, std::env::vars())?;
+    Ok(if prefix == Path::default() { Arc::from(store) } else { Arc::new(PrefixStore::new(store, prefix)) })
+}
+
+/// Starts a server in this process, on real sockets of the loopback, with `store` as [`SOURCE`].
+pub async fn serve(store: Arc<dyn ObjectStore>, capacity: ByteSize) -> Result<Server, Box<dyn std::error::Error>> {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let settings = Settings { listen: any, admin: any, capacity, ..Settings::default() };
+    let sources = Sources::default().with_store(SOURCE, store, Freshness::default())?;
+    Ok(Server::start_with(&settings, sources, Arc::new(Metrics::new()?)).await?)
+}
