@@ -53,3 +53,29 @@ def test_rss_stays_bounded_under_churn(s3):
     print(f"RSS {highest_rss / MIB:.0f} MiB, accounted {highest_accounted / MIB:.0f} of {(capacity + reserve) / MIB:.0f} MiB")
     assert highest_accounted <= capacity + reserve
     assert highest_rss <= capacity + reserve + BASE_BYTES
+
+
+def test_long_strings_that_repeat_unfold_within_bounds(s3):
+    """100 strings of 12 KiB, 200,000 rows: 1.2 MiB to keep, 2.4 GiB to send."""
+    strings = [chr(ord("a") + i % 26) * (12 << 10) + str(i) for i in range(100)]
+    table = pa.table({
+        "id": pa.array(range(200_000)),
+        "text": pa.DictionaryArray.from_arrays(pa.array(np.arange(200_000) % 100, pa.int32()), pa.array(strings)),
+    })
+    url = s3.put("unfold/t.parquet", parquet(table, store_schema=False))
+    capacity, reserve = 32 * MIB, 96 * MIB
+    server = Server("--source", "s3://lake/", "--capacity", str(capacity), "--reserve", str(reserve), env=s3.env)
+    client = pa.flight.connect(server.uri)
+    ticket = pa.flight.Ticket(b'{"url": "%s", "limit": 20000}' % url.encode())
+    rows = highest_rss = 0
+    for chunk in client.do_get(ticket):
+        expected = [strings[(rows + i) % 100] for i in range(chunk.data.num_rows)]
+        assert chunk.data["text"].to_pylist() == expected
+        rows += chunk.data.num_rows
+        highest_rss = max(highest_rss, rss_bytes(server.process.pid))
+    assert rows == 20_000
+    some = server.scan(url, filter=f"text = '{strings[42]}' AND id < 1000")
+    assert some["id"].to_pylist() == list(range(42, 1000, 100)) and set(some["text"].to_pylist()) == {strings[42]}
+    server.stop()
+    print(f"RSS {highest_rss / MIB:.0f} MiB")
+    assert highest_rss <= capacity + reserve + BASE_BYTES
