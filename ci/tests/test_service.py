@@ -54,6 +54,14 @@ def test_mistakes_are_typed_and_name_the_object(server, url):
     assert server.act("stats")
 
 
+def test_files_that_are_none_are_corrupt(server, s3):
+    for body in (b"", b"PAR1", b"no Parquet, but long enough to have a footer"):
+        bad = s3.put("service/bad.parquet", body)
+        with pytest.raises((flight.FlightError, pa.ArrowException), match="service/bad.parquet") as error:
+            server.scan(bad)
+        assert "DATA_LOSS" in str(error.value) or "gRPC code 15" in str(error.value), error.value
+
+
 def test_actions(server, url, table):
     names = {action.type for action in server.client.list_actions()}
     assert names == {f"flightcache.{name}" for name in ("stats", "slot_map", "info", "warm", "evict", "set_capacity")}
