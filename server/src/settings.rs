@@ -53,6 +53,9 @@ pub struct Settings {
     /// How long running requests may go on after SIGTERM.
     #[serde(with = "humantime_text")]
     pub drain: Duration,
+    /// File that the server writes its access trace to. It must not hold anything yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub record: Option<PathBuf>,
     /// Log format.
     pub log_format: LogFormat,
     /// Log filter, as `tracing`'s `EnvFilter` takes it.
@@ -105,6 +108,7 @@ impl Default for Settings {
             read_ahead: ByteSize::mib(64),
             memory_wait: Duration::from_secs(30),
             drain: Duration::from_secs(30),
+            record: None,
             log_format: LogFormat::Text,
             log: "info".to_owned(),
             sources: Vec::new(),
@@ -225,6 +229,10 @@ pub struct Flags {
     #[arg(long, env = "FLIGHTCACHE_DRAIN", value_name = "DURATION")]
     #[serde(skip_serializing_if = "Option::is_none")]
     drain: Option<String>,
+    /// Write an access trace to this file, which must be new or empty.
+    #[arg(long, env = "FLIGHTCACHE_RECORD", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    record: Option<PathBuf>,
     /// Log format.
     #[arg(long, env = "FLIGHTCACHE_LOG_FORMAT", value_enum)]
     #[serde(skip_serializing_if = "Option::is_none")]
