@@ -292,14 +292,16 @@ mod tests {
         std::fs::write(file.path(), toml).unwrap();
         let path = file.path().to_str().unwrap();
         let settings =
-            flags(&["--config", path, "--capacity", "3GiB", "--source", "file:///data/", "s3://lake/"]).settings().unwrap();
+            flags(&["--config", path, "--capacity", "3GiB", "--record", "t.jsonl", "--source", "file:///data/", "s3://lake/"])
+                .settings()
+                .unwrap();
         assert_eq!(settings.capacity, ByteSize::gib(3));
         assert_eq!(settings.freshness, Freshness::Immutable);
         assert_eq!(settings.sources.len(), 2);
         let printed = settings.to_toml().unwrap();
         assert!(!printed.contains("hush"), "{printed}");
         let again: Settings = toml::from_str(&printed).unwrap();
-        assert_eq!(again.capacity, settings.capacity);
+        assert_eq!((again.capacity, again.record), (settings.capacity, Some("t.jsonl".into())));
     }
 
     #[test]
