@@ -7,7 +7,7 @@
 //! ```
 //!
 //! - **A request** is one ticket's stream, one row read or one warming. Its lines are handed on when it ends, however it ends,
-//!   or in pieces when they take [`Bounds::piece_bytes`]. So the file has requests in the order of their ends, and pieces of
+//!   or in pieces when they take 256 KiB. So the file has requests in the order of their ends, and pieces of
 //!   a long one between others; reading a trace puts that in order.
 //! - **Serving never waits.** The queue is bounded by bytes. A request that finds it full is dropped: all of its lines, or
 //!   those from that piece on if others were handed on before. The same goes for all requests after a write has failed: the
