@@ -11,13 +11,14 @@
 //! knows all rooms.
 //!
 //! Reading order: [`settings`] and [`server`] (how it starts), [`flight`] (what comes in), [`scan`] (what happens), then
-//! [`object`], [`parquet`] and [`cache`], each of which stands alone; [`admin`] looks on.
+//! [`object`], [`parquet`] and [`cache`], each of which stands alone; [`admin`] and [`record`] look on.
 
 pub mod admin;
 pub mod cache;
 pub mod flight;
 pub mod object;
 pub mod parquet;
+pub mod record;
 pub mod scan;
 pub mod server;
 pub mod settings;

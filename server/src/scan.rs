@@ -35,6 +35,7 @@ use crate::admin::{Metrics, ScanMeter};
 use crate::cache::{Cache, CacheConfig, Permit};
 use crate::object::{FetchLimits, Listings, Sources};
 use crate::parquet::{BloomFilters, Chunk, Footers, check_widths};
+use crate::record::{Recorder, RequestRecord};
 use crate::settings::Settings;
 
 type Chunks = Cache<ChunkKey, Chunk, LoadError>;
@@ -54,13 +55,25 @@ pub struct Engine {
     metrics: Arc<Metrics>,
     read_ahead_bytes: u64,
     slot_map: SlotMap,
+    recorder: Option<Arc<Recorder>>,
     requests: AtomicU64,
     started_at: std::time::Instant,
 }
 
 impl Engine {
-    /// An engine over `sources`, with an empty cache.
+    /// An engine over `sources`, with an empty cache, that records nothing.
     pub fn new(settings: &Settings, sources: Sources, metrics: Arc<Metrics>, slot_map: SlotMap) -> Arc<Self> {
+        Self::recorded(settings, sources, metrics, slot_map, None)
+    }
+
+    /// An engine over `sources`, with an empty cache, whose requests are recorded.
+    pub fn recorded(
+        settings: &Settings,
+        sources: Sources,
+        metrics: Arc<Metrics>,
+        slot_map: SlotMap,
+        recorder: Option<Arc<Recorder>>,
+    ) -> Arc<Self> {
         let limits = FetchLimits::new(settings.store_requests, Arc::clone(&metrics));
         let footer_capacity = settings.footer_capacity.as_u64();
         let chunks = Cache::new(CacheConfig {
@@ -82,6 +95,7 @@ impl Engine {
             metrics,
             read_ahead_bytes: settings.read_ahead.as_u64(),
             slot_map,
+            recorder,
             requests: AtomicU64::new(0),
             started_at: std::time::Instant::now(),
         })
@@ -97,8 +111,15 @@ impl Engine {
         &self.slot_map
     }
 
-    fn next_request(&self) -> u64 {
-        self.requests.fetch_add(1, Ordering::Relaxed)
+    /// What writes the access trace, if anything does.
+    pub fn recorder(&self) -> Option<&Arc<Recorder>> {
+        self.recorder.as_ref()
+    }
+
+    /// A request that begins: its number, and where it is recorded.
+    fn next_request(&self) -> (u64, Option<Arc<RequestRecord>>) {
+        let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        (number, self.recorder.as_ref().map(|recorder| recorder.request(number)))
     }
 
     fn count_pruned(&self, row_groups: u64, meter: &ScanMeter) {

@@ -17,6 +17,7 @@ use tower::util::MapResponseLayer;
 use crate::admin::{Admin, Metrics};
 use crate::flight::{FlightcacheService, ScanTrailers};
 use crate::object::Sources;
+use crate::record::Recorder;
 use crate::scan::Engine;
 use crate::settings::Settings;
 
@@ -52,7 +53,9 @@ impl Server {
         let (flight_addr, admin_addr) = (local_addr(&flight_listener)?, local_addr(&admin_listener)?);
         let reachable = (!flight_addr.ip().is_unspecified()).then(|| format!("grpc+tcp://{flight_addr}"));
         let node = Node { id: flight_addr.to_string(), uri: settings.advertise.clone().or(reachable) };
-        let engine = Engine::new(settings, sources, metrics, SlotMap::single(1, node));
+        let recorder =
+            settings.record.as_deref().map(|path| Recorder::create(path, metrics.record_dropped.clone())).transpose()?;
+        let engine = Engine::recorded(settings, sources, metrics, SlotMap::single(1, node), recorder);
 
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<FlightServiceServer<FlightcacheService>>().await;
@@ -105,7 +108,8 @@ impl Server {
         &self.engine
     }
 
-    /// Takes no new requests, lets those under way end within the drain time, then stops. Returns whether all ended in time.
+    /// Takes no new requests, lets those under way end within the drain time, then stops
+    /// and closes the access trace. Returns whether all ended in time.
     pub async fn shutdown(self) -> bool {
         self.ready.store(false, Ordering::Release);
         self.health.set_not_serving::<FlightServiceServer<FlightcacheService>>().await;
@@ -115,6 +119,9 @@ impl Server {
         let ended = tokio::time::timeout(self.drain, async { tokio::join!(self.flight, self.admin) }).await;
         flight.abort();
         admin.abort();
+        if let Some(recorder) = self.engine.recorder() {
+            recorder.close().await;
+        }
         ended.is_ok()
     }
 }

@@ -53,6 +53,9 @@ pub struct Settings {
     /// How long running requests may go on after SIGTERM.
     #[serde(with = "humantime_text")]
     pub drain: Duration,
+    /// File that the server writes its access trace to. It must not hold anything yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub record: Option<PathBuf>,
     /// Log format.
     pub log_format: LogFormat,
     /// Log filter, as `tracing`'s `EnvFilter` takes it.
@@ -105,6 +108,7 @@ impl Default for Settings {
             read_ahead: ByteSize::mib(64),
             memory_wait: Duration::from_secs(30),
             drain: Duration::from_secs(30),
+            record: None,
             log_format: LogFormat::Text,
             log: "info".to_owned(),
             sources: Vec::new(),
@@ -225,6 +229,10 @@ pub struct Flags {
     #[arg(long, env = "FLIGHTCACHE_DRAIN", value_name = "DURATION")]
     #[serde(skip_serializing_if = "Option::is_none")]
     drain: Option<String>,
+    /// Write an access trace to this file, which must be new or empty.
+    #[arg(long, env = "FLIGHTCACHE_RECORD", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    record: Option<PathBuf>,
     /// Log format.
     #[arg(long, env = "FLIGHTCACHE_LOG_FORMAT", value_enum)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -284,14 +292,16 @@ mod tests {
         std::fs::write(file.path(), toml).unwrap();
         let path = file.path().to_str().unwrap();
         let settings =
-            flags(&["--config", path, "--capacity", "3GiB", "--source", "file:///data/", "s3://lake/"]).settings().unwrap();
+            flags(&["--config", path, "--capacity", "3GiB", "--record", "t.jsonl", "--source", "file:///data/", "s3://lake/"])
+                .settings()
+                .unwrap();
         assert_eq!(settings.capacity, ByteSize::gib(3));
         assert_eq!(settings.freshness, Freshness::Immutable);
         assert_eq!(settings.sources.len(), 2);
         let printed = settings.to_toml().unwrap();
         assert!(!printed.contains("hush"), "{printed}");
         let again: Settings = toml::from_str(&printed).unwrap();
-        assert_eq!(again.capacity, settings.capacity);
+        assert_eq!((again.capacity, again.record), (settings.capacity, Some("t.jsonl".into())));
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub enum Problem {
     #[error("without a row group, `columns` must be [\"*\"]")]
     WholeObject,
     /// Times run backwards.
-    #[error("time {at_us} µs is before the start of the request before, {start_us} µs")]
+    #[error("time {at_us} µs is before {start_us} µs, the start that an earlier line states")]
     Time {
         /// The line's time.
         at_us: u64,

@@ -5,9 +5,11 @@
 //! {"at_us":8000,"request":2,"url":"11.parquet","row_group":null,"columns":["*"],"bytes":[96000000],"rows":600000}
 //! ```
 //!
-//! The lines of a request follow each other. Requests are in the order of their starts.
+//! Lines with the same number belong to one request, which starts when the first of them says; none of its lines is earlier.
+//! Whoever records writes a request when it ends, or in pieces while it goes on. So a file may be in any order apart from
+//! that: [`Trace::read`] puts requests in the order of their starts, and makes the lines of each follow each other.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, Write};
 
 use serde::{Deserialize, Serialize};
@@ -25,9 +27,9 @@ pub const MAX_LINE_BYTES: usize = 1 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Access {
-    /// Microseconds since the trace's start. A request starts when its first line says.
+    /// Microseconds since the trace's start.
     pub at_us: u64,
-    /// Number of the request.
+    /// Number of the request; no other request of the trace has it.
     pub request: u64,
     /// The object: a URL, or a name that the player puts a prefix in front of.
     pub url: String,
@@ -35,7 +37,7 @@ pub struct Access {
     pub row_group: Option<u32>,
     /// The columns read.
     pub columns: Vec<String>,
-    /// Decoded bytes, by column.
+    /// Decoded bytes, by column; an estimate where nothing was decoded.
     pub bytes: Vec<u64>,
     /// Rows of the answer that come from here; 0 if it is not known.
     pub rows: u64,
@@ -81,7 +83,7 @@ impl Access {
     }
 }
 
-/// A request: lines with the same number that follow each other.
+/// A request: lines with the same number, which follow each other in a [`Trace`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request<'a> {
     /// Its number in the trace.
@@ -121,21 +123,21 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Reads JSON Lines.
+    /// Reads JSON Lines, and sorts them by their requests' starts, then numbers. Lines of a request stay in the order of the
+    /// file, and must not be earlier than its first one.
     pub fn read(input: impl BufRead) -> Result<Self> {
         let mut trace = Self::default();
-        let mut start_us = 0;
+        let mut starts_us = HashMap::new();
         for_each_line(input, |_, line| {
             let access = Access::from_line(line)?;
+            let start_us = *starts_us.entry(access.request).or_insert(access.at_us);
             if access.at_us < start_us {
                 return Err(Problem::Time { at_us: access.at_us, start_us });
-            }
-            if trace.accesses.last().is_none_or(|last| last.request != access.request) {
-                start_us = access.at_us;
             }
             trace.accesses.push(access);
             Ok(())
         })?;
+        trace.accesses.sort_by_key(|access| (starts_us[&access.request], access.request));
         Ok(trace)
     }
 

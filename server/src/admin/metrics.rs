@@ -60,6 +60,7 @@ metrics! {
         rejections: "flightcache_cache_rejections_total", "Loaded chunks that were not kept";
         store_retries: "flightcache_store_retries_total", "Answers of object stores that are retried: 5xx, 408, 429 and broken connections";
         row_groups_pruned: "flightcache_row_groups_pruned_total", "Row groups skipped before all of their columns were read";
+        record_dropped: "flightcache_record_dropped_total", "Requests missing from the access trace, in whole or from some point on";
     }
     labelled {
         requests["method", "status"]: "flightcache_requests_total", "Requests answered, by Flight method and gRPC status";

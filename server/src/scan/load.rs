@@ -13,6 +13,7 @@ use crate::admin::{ScanMeter, add_time};
 use crate::cache::{Flight, FlightError, LoadGroup, Lookup, Pinned, Reservation, ReserveError, buffers_weight};
 use crate::object::{Segments, read_bytes};
 use crate::parquet::{Chunk, DecodeError, Footer, decode_chunk, decoder_panic};
+use crate::record::{LookedUp, Place, RowGroupRecord};
 
 /// Why a chunk could not be had.
 #[derive(Clone, Debug)]
@@ -31,11 +32,21 @@ pub(crate) struct RowGroupRef {
     pub(crate) request: u64,
     pub(crate) populate: Populate,
     pub(crate) meter: Arc<ScanMeter>,
+    pub(crate) record: Option<Arc<RowGroupRecord>>,
 }
 
 enum Wanted {
     Ready(Pinned<Chunk>),
     Coming(Flight<Chunk, LoadError>),
+}
+
+impl Wanted {
+    fn resident_bytes(&self) -> Option<u64> {
+        match self {
+            Self::Ready(chunk) => Some(chunk.weight_bytes()),
+            Self::Coming(_) => None,
+        }
+    }
 }
 
 impl RowGroupRef {
@@ -52,6 +63,23 @@ impl RowGroupRef {
 
     pub(crate) fn ranges(&self, columns: &[usize]) -> Vec<std::ops::Range<u64>> {
         columns.iter().flat_map(|&column| self.footer.chunk_ranges(self.row_group, column)).collect()
+    }
+
+    /// Records a look-up of file columns; `resident` says of each what it weighs, or that it was missing.
+    pub(crate) fn looked_up(&self, columns: &[usize], resident: impl Iterator<Item = Option<u64>>) {
+        let Some(record) = &self.record else { return };
+        let place = Place { url: self.footer.object.url(), row_group: self.row_group, schema: &self.footer.schema };
+        let found = columns.iter().zip(resident).map(|(&column, resident)| {
+            let bytes = resident.unwrap_or_else(|| self.footer.decoded_bytes_estimate(self.row_group, column));
+            LookedUp { column: column as u32, bytes, hit: resident.is_some() }
+        });
+        record.looked_up(&place, found);
+    }
+
+    /// Records what those that were missing turned out to weigh.
+    fn loaded(&self, columns: &[usize], chunks: &[Pinned<Chunk>]) {
+        let Some(record) = &self.record else { return };
+        record.loaded(columns.iter().zip(chunks).map(|(&column, chunk)| (column as u32, chunk.weight_bytes())));
     }
 
     pub(crate) fn error(&self, error: &ReserveError) -> Error {
@@ -99,10 +127,13 @@ impl Engine {
                 }
             });
         }
+        group.looked_up(columns, wanted.iter().map(Wanted::resident_bytes));
         if permits.is_empty() {
             drop(reserved);
         } else {
-            load.spawn(Arc::clone(self).load(group.clone(), permits, held_bytes, reserved));
+            // The load may outlive this request, whose record ends with it.
+            let group = RowGroupRef { record: None, ..group.clone() };
+            load.spawn(Arc::clone(self).load(group, permits, held_bytes, reserved));
         }
         // From here on only the flights keep the load alive.
         drop(load);
@@ -123,6 +154,7 @@ impl Engine {
                 })?,
             });
         }
+        group.loaded(columns, &chunks);
         Ok(chunks)
     }
 
@@ -164,6 +196,7 @@ impl Engine {
         reserved: oneshot::Sender<()>,
     ) -> Result<Vec<Pinned<Chunk>>, LoadError> {
         group.meter.chunks_missed.fetch_add(columns.len() as u64, Ordering::Relaxed);
+        group.looked_up(columns, std::iter::repeat(None));
         let mut decoding = self.read(group, columns, 0, reserved).await?;
         let mut chunks: Vec<Option<Pinned<Chunk>>> = vec![None; columns.len()];
         while let Some(decoded) = decoding.join_next().await {
@@ -172,10 +205,12 @@ impl Engine {
             drop(reservation);
             chunks[at] = Some(self.chunks.detached(chunk, weight));
         }
-        chunks
+        let chunks = chunks
             .into_iter()
             .map(|chunk| chunk.ok_or_else(|| LoadError::Failed(Error::internal("a column was not decoded"))))
-            .collect()
+            .collect::<Result<Vec<_>, _>>()?;
+        group.loaded(columns, &chunks);
+        Ok(chunks)
     }
 
     async fn read(

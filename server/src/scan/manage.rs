@@ -14,6 +14,7 @@ use super::{Engine, file_column};
 use crate::admin::ScanMeter;
 use crate::object::Target;
 use crate::parquet::Footer;
+use crate::record::RequestRecord;
 
 /// Row groups warmed at a time.
 const WARM_AT_A_TIME: usize = 4;
@@ -59,11 +60,11 @@ impl Engine {
         async_stream::try_stream! {
             let meter = Arc::new(ScanMeter::default());
             let plan = engine.plan(request, None, &meter).await?;
-            let id = engine.next_request();
+            let (id, record) = engine.next_request();
             let columns = plan.read_columns();
             let loads: Vec<_> = plan.objects.iter().flat_map(|object| object.row_groups.iter().map(move |&group| (object, group))).map(|(object, group)| {
                 let files: Vec<usize> = columns.iter().filter_map(|&column| file_column(&object.columns[column])).collect();
-                let row_group = RowGroupRef { footer: Arc::clone(&object.footer), row_group: group, request: id, populate: plan.request.populate, meter: Arc::clone(&meter) };
+                let row_group = RowGroupRef { footer: Arc::clone(&object.footer), row_group: group, request: id, populate: plan.request.populate, meter: Arc::clone(&meter), record: record.as_ref().map(RequestRecord::row_group) };
                 (row_group, files)
             }).collect();
             let mut progress = WarmProgress { row_groups_total: loads.len() as u64, ..WarmProgress::default() };

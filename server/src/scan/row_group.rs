@@ -199,6 +199,7 @@ impl Engine {
             }
             ReserveError::TimedOut { .. } => group.error(&error),
         })?;
+        group.looked_up(&file_columns, std::iter::repeat(None));
         let footer = Arc::clone(&group.footer);
         let segments = self.fetch(&group, &file_columns).await?;
         let (sender, receiver) = mpsc::channel(BANDS_AHEAD);

@@ -19,6 +19,7 @@ use super::stream::MAX_RESTARTS;
 use crate::admin::ScanMeter;
 use crate::cache::{Pinned, Reservation};
 use crate::parquet::{Chunk, SLICE_ROWS, decode_bands, fixed_bytes};
+use crate::record::RequestRecord;
 
 /// Row groups read at a time.
 const ROW_GROUPS_AT_A_TIME: usize = 4;
@@ -87,8 +88,9 @@ impl Engine {
         async_stream::try_stream! {
             let mut object = plan.objects[0].clone();
             let mut restarts = 0;
+            let (request, record) = engine.next_request();
             let answer = loop {
-                match engine.pick(&plan, &object, &meter).await {
+                match engine.pick(&plan, &object, &meter, request, record.as_ref()).await {
                     Err(error) if error.kind == ErrorKind::Changed && object.whole && restarts < MAX_RESTARTS => {
                         restarts += 1;
                         object = engine.replan_object(&plan, &object, &meter).await?;
@@ -112,7 +114,14 @@ impl Engine {
         }
     }
 
-    async fn pick(self: &Arc<Self>, plan: &Arc<ScanPlan>, object: &ObjectPlan, meter: &Arc<ScanMeter>) -> Result<Answer> {
+    async fn pick(
+        self: &Arc<Self>,
+        plan: &Arc<ScanPlan>,
+        object: &ObjectPlan,
+        meter: &Arc<ScanMeter>,
+        request: u64,
+        record: Option<&Arc<RequestRecord>>,
+    ) -> Result<Answer> {
         let rows = plan.request.rows.as_deref().unwrap_or_default();
         let read = plan.read_columns();
         let schema: SchemaRef = Arc::new(plan.table.project(&read).map_err(|e| Error::internal(e.to_string()))?);
@@ -122,17 +131,22 @@ impl Engine {
         }
         // Distinct rows by row group, ascending; and where each ends up among all that are read.
         let mut wanted: BTreeMap<u32, BTreeMap<u32, usize>> = BTreeMap::new();
-        for &row in rows {
+        // Rows of the answer by row group, where no filter leaves it open. For the record.
+        let mut answered: BTreeMap<u32, u64> = BTreeMap::new();
+        let limit = if record.is_some() && plan.predicate.is_none() { plan.request.limit.unwrap_or(u64::MAX) } else { 0 };
+        for (&row, at) in rows.iter().zip(0..) {
             let group = starts.partition_point(|&start| start <= row) - 1;
             if group + 1 >= starts.len() {
                 return Err(Error::invalid(format!("{}: no row {row} any more", plan.request.url)));
             }
             wanted.entry(group as u32).or_default().insert((row - starts[group]) as u32, 0);
+            if at < limit {
+                *answered.entry(group as u32).or_default() += 1;
+            }
         }
         for (place, at) in wanted.values_mut().flat_map(BTreeMap::values_mut).enumerate() {
             *at = place;
         }
-        let request = self.next_request();
         let mut reads = Vec::with_capacity(wanted.len());
         for (&group, offsets) in &wanted {
             let row_group = RowGroupRef {
@@ -141,10 +155,20 @@ impl Engine {
                 request,
                 populate: plan.request.populate,
                 meter: Arc::clone(meter),
+                record: record.map(RequestRecord::row_group),
             };
+            let answered = answered.get(&group).copied().unwrap_or(0);
             let offsets = UInt32Array::from_iter_values(offsets.keys().copied());
-            let work =
-                Arc::clone(self).pick_from(row_group, Arc::clone(&object.columns), read.clone(), offsets, Arc::clone(&schema));
+            let sources = Arc::clone(&object.columns);
+            let of_record = row_group.record.clone();
+            let pick = Arc::clone(self).pick_from(row_group, sources, read.clone(), offsets, Arc::clone(&schema));
+            let work = async move {
+                let picked = pick.await;
+                if let Some(record) = of_record {
+                    record.rows(answered);
+                }
+                picked
+            };
             reads.push(async move {
                 AbortOnDropHandle::new(tokio::spawn(work))
                     .await
@@ -218,6 +242,7 @@ impl Engine {
         file_columns.sort_unstable();
         file_columns.dedup();
         let reservation = self.chunks.reserve(group.fetched_bytes(&file_columns)).await.map_err(|error| group.error(&error))?;
+        group.looked_up(&file_columns, std::iter::repeat(None));
         let footer = Arc::clone(&group.footer);
         let segments = self.fetch(&group, &file_columns).await?;
         let pick = move || {

@@ -16,6 +16,7 @@ use super::load::RowGroupRef;
 use super::plan::{ObjectPlan, ScanPlan};
 use super::row_group::{Loaded, Turn, Turns};
 use crate::admin::{ScanMeter, add_time};
+use crate::record::{RequestRecord, RowGroupRecord};
 
 /// Times an object may be found overwritten before the scan gives up.
 pub(super) const MAX_RESTARTS: usize = 5;
@@ -27,6 +28,7 @@ struct Running {
     object: usize,
     group: u32,
     loaded: AbortOnDropHandle<Result<Loaded>>,
+    record: Option<Arc<RowGroupRecord>>,
 }
 
 /// The part of a scan that is still to be done.
@@ -35,6 +37,7 @@ struct Driver {
     plan: Arc<ScanPlan>,
     meter: Arc<ScanMeter>,
     request: u64,
+    record: Option<Arc<RequestRecord>>,
     objects: Vec<ObjectPlan>,
     queue: VecDeque<(usize, u32)>,
     running: VecDeque<Running>,
@@ -68,27 +71,29 @@ impl Driver {
         let max_ahead = (engine.read_ahead_bytes / mean).clamp(2, MAX_AHEAD as u64) as usize;
         // With a limit, the first row groups may be enough: begin with one, and double.
         let ahead = if plan.request.limit.is_some() { 1 } else { max_ahead };
-        let request = engine.next_request();
+        let (request, record) = engine.next_request();
         // Their senders are dropped: the first row group's turns have come.
         let (filter_turn, answer_turn) = (oneshot::channel().1, oneshot::channel().1);
         let running = VecDeque::new();
-        Self { engine, plan, meter, request, objects, queue, running, filter_turn, answer_turn, ahead, max_ahead }
+        Self { engine, plan, meter, request, record, objects, queue, running, filter_turn, answer_turn, ahead, max_ahead }
     }
 
     fn fill(&mut self) {
         while self.running.len() < self.ahead {
             let Some((object, group)) = self.queue.pop_front() else { return };
             let part = &self.objects[object];
+            let record = self.record.as_ref().map(RequestRecord::row_group);
             let row_group = RowGroupRef {
                 footer: Arc::clone(&part.footer),
                 row_group: group,
                 request: self.request,
                 populate: self.plan.request.populate,
                 meter: Arc::clone(&self.meter),
+                record: record.clone(),
             };
             let turns = Turns { filter: Turn::after(&mut self.filter_turn), answer: Turn::after(&mut self.answer_turn) };
             let load = Arc::clone(&self.engine).row_group(Arc::clone(&self.plan), Arc::clone(&part.columns), row_group, turns);
-            self.running.push_back(Running { object, group, loaded: AbortOnDropHandle::new(tokio::spawn(load)) });
+            self.running.push_back(Running { object, group, loaded: AbortOnDropHandle::new(tokio::spawn(load)), record });
         }
     }
 
@@ -134,8 +139,8 @@ impl Engine {
             while left > 0 {
                 driver.fill();
                 let Some(running) = driver.running.pop_front() else { break };
-                let object = running.object;
-                let loaded = match running.loaded.await {
+                let Running { object, loaded, record, .. } = running;
+                let loaded = match loaded.await {
                     Ok(loaded) => loaded,
                     Err(panic) => Err(Error::internal(format!("{}: reading a row group gave up: {panic}", plan.request.url))),
                 };
@@ -164,6 +169,9 @@ impl Engine {
                     add_time(&meter.filter_us, started.elapsed());
                     left -= batch.num_rows() as u64;
                     meter.rows.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
+                    if let Some(record) = &record {
+                        record.rows(batch.num_rows() as u64);
+                    }
                     sent_of = Some(object);
                     // What is next is under way while this batch is encoded and sent.
                     if left > 0 {

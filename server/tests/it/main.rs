@@ -5,6 +5,7 @@ mod faults;
 mod hostile;
 mod memory;
 mod pushdown;
+mod record;
 mod requests;
 mod store;
 mod support;
