@@ -4,8 +4,10 @@
 //! steps.
 
 pub mod data;
+pub mod import;
 pub mod output;
 pub mod place;
 pub mod quickstart;
 pub mod report;
+pub mod simulate;
 pub mod slow_store;
