@@ -5,6 +5,7 @@
 
 pub mod data;
 pub mod import;
+pub mod load;
 pub mod output;
 pub mod place;
 pub mod quickstart;

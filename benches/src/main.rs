@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use flightcache_bench::{import, quickstart, simulate};
+use flightcache_bench::{import, load, quickstart, simulate};
 
 #[derive(Parser)]
 #[command(name = "flightcache-bench", version, about = "Benchmarks of Flightcache")]
@@ -20,6 +20,8 @@ enum Command {
     Simulate(simulate::Options),
     /// Turn a trace of another program into JSON Lines.
     Import(import::Options),
+    /// Ask a server at constant rates, and tell how long answers take.
+    Load(load::Options),
 }
 
 #[tokio::main]
@@ -38,5 +40,6 @@ async fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         Command::Quickstart(options) => quickstart::run(options).await,
         Command::Simulate(options) => simulate::run(&options),
         Command::Import(options) => Ok(import::run(&options)?),
+        Command::Load(options) => load::run(&options).await,
     }
 }

@@ -94,7 +94,7 @@ pub fn measure(name: String, trace: &Trace, percents: &[f64], protected_shares: 
 
 fn table(simulation: &Simulation) -> Table {
     let mut table = Table::new();
-    table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.load_preset(comfy_table::presets::UTF8_BORDERS_ONLY);
     let mut header = vec!["capacity".to_owned(), String::new()];
     // LRU comes first at each capacity.
     let points: Vec<_> = simulation.points.chunk_by(|_, next| next.policy != LRU).collect();
