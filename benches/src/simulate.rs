@@ -53,14 +53,14 @@ pub fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     let (shares, protected_shares) = (ascending(&options.shares), ascending(&options.protected_share));
     let mut report = output::report("Flightcache: simulated hit rates");
     report.notes = notes(&workloads);
-    for Workload { name, about, trace } in workloads {
+    for Workload { name, about, trace, .. } in workloads {
         let simulation = measure(name, &trace, &shares, &protected_shares);
         let requests = trace.requests().count();
         println!("\n{}: {about}, {requests} requests, footprint {}", simulation.trace, size(simulation.footprint_bytes));
         println!("{}", table(&simulation));
         report.simulations.push(simulation);
     }
-    println!("req, bytes: hit rate by requests and by bytes, in percent; - LRU: points by bytes above LRU's;");
+    println!("req, bytes: hit rate by requests and by bytes, in percent; vs LRU: points by bytes above LRU's;");
     println!("of Belady: by bytes, in percent of what Belady's policy reaches, which knows the future");
     options.output.write(&report)
 }
@@ -101,7 +101,7 @@ fn table(simulation: &Simulation) -> Table {
     for point in points.first().copied().unwrap_or_default() {
         header.extend([format!("{}\nreq", point.policy), "\nbytes".to_owned()]);
         if is_ours(point) {
-            header.extend(["\n- LRU".to_owned(), "\nof Belady".to_owned()]);
+            header.extend(["\nvs LRU".to_owned(), "\nof Belady".to_owned()]);
         }
     }
     table.set_header(header);
@@ -134,8 +134,9 @@ fn notes(workloads: &[Workload]) -> Vec<String> {
          no policy has more item hits, for other traces it is a heuristic.",
         Settings::default().partitions
     );
-    let traces = workloads.iter().map(|workload| format!("{}: {}", workload.name, workload.about));
-    vec![policies, format!("{}.", traces.collect::<Vec<_>>().join("; "))]
+    let synthetic = workloads.iter().filter(|workload| workload.is_synthetic);
+    let traces: Vec<_> = synthetic.map(|workload| format!("{}: {}.", workload.name, workload.about)).collect();
+    [policies, traces.join(" ")].into_iter().filter(|note| !note.is_empty()).collect()
 }
 
 /// In points of a hundred, with a sign that zero has not.

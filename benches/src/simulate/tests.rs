@@ -39,9 +39,9 @@ impl Policy for Checked<'_> {
 
 #[test]
 fn without_a_protected_share_it_is_plain_lru() {
-    for seed in 0..20 {
+    for seed in 0..6 {
         let sizes: Vec<u64> = (0..40).map(|object| 1 + (object * 7 + seed) % 9).collect();
-        let trace = random_trace(seed, 2_000, &sizes);
+        let trace = random_trace(seed, 1_000, &sizes);
         let slots = SegmentedLru::slots(&trace);
         // The smallest hold less than the largest items.
         for capacity in [0, 5, 8, 40, 100, footprint_bytes(&trace)] {
@@ -55,9 +55,9 @@ fn without_a_protected_share_it_is_plain_lru() {
 
 #[test]
 fn the_capacity_holds_and_partitions_change_nothing() {
-    for seed in 0..10 {
+    for seed in 0..4 {
         let sizes: Vec<u64> = (0..40).map(|object| 1 + (object * 5 + seed) % 20).collect();
-        let trace = random_trace(seed, 2_000, &sizes);
+        let trace = random_trace(seed, 1_000, &sizes);
         let slots = SegmentedLru::slots(&trace);
         for capacity in [10, 60, 200] {
             let [one, many] = [1, 16]
@@ -69,8 +69,8 @@ fn the_capacity_holds_and_partitions_change_nothing() {
 
 #[test]
 fn with_items_of_one_size_it_is_never_above_belady() {
-    for seed in 0..10 {
-        let trace = random_trace(seed, 2_000, &[3; 60]);
+    for seed in 0..4 {
+        let trace = random_trace(seed, 1_000, &[3; 60]);
         let slots = SegmentedLru::slots(&trace);
         for capacity in [3, 30, 90, 180] {
             let belady = simulate(&trace, &mut Belady::new(capacity)).item_hits;

@@ -42,6 +42,8 @@ pub struct Workload {
     pub name: String,
     /// What it is.
     pub about: String,
+    /// Whether a generator made it.
+    pub is_synthetic: bool,
     /// Its accesses.
     pub trace: Trace,
 }
@@ -80,13 +82,13 @@ pub(super) fn all() -> Result<Vec<Workload>, WorkloadError> {
 
 /// A trace by its name, or from a file of JSON Lines.
 pub fn workload(name: &str) -> Result<Workload, WorkloadError> {
-    let workload = |about: &str, trace| Workload { name: name.to_owned(), about: about.to_owned(), trace };
+    let workload = |about: &str, trace| Workload { name: name.to_owned(), about: about.to_owned(), is_synthetic: false, trace };
     let in_trace = |source| WorkloadError::Trace { name: name.to_owned(), source };
     if let Some((_, trace)) = original::all().into_iter().find(|(known, _)| *known == name) {
         return Ok(workload("original trace", trace));
     }
     if let Some((_, about, generate)) = SYNTHETIC.iter().find(|(known, ..)| *known == name) {
-        return Ok(workload(about, generate().map_err(in_trace)?));
+        return Ok(Workload { is_synthetic: true, ..workload(about, generate().map_err(in_trace)?) });
     }
     let file = File::open(name).map_err(|source| match source.kind() {
         ErrorKind::NotFound => WorkloadError::Unknown { name: name.to_owned() },
