@@ -4,8 +4,11 @@
 //! steps.
 
 pub mod data;
+pub mod import;
+pub mod load;
 pub mod output;
 pub mod place;
 pub mod quickstart;
 pub mod report;
+pub mod simulate;
 pub mod slow_store;

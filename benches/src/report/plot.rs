@@ -86,7 +86,7 @@ impl LinePlot {
                 .margin(MARGIN)
                 .margin_right(40)
                 .x_label_area_size(LABEL_AREA)
-                .y_label_area_size(LABEL_AREA + 40)
+                .y_label_area_size(LABEL_AREA + 64)
                 .build_cartesian_2d(x, y)?;
             styled(&mut chart.configure_mesh()).x_desc(self.x.label).y_desc(self.y.label).draw()?;
             for line in &self.lines {
