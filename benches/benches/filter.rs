@@ -27,7 +27,7 @@ async fn scan(engine: &Arc<Engine>, filter: &str, populate: Populate) -> usize {
     let request = ScanRequest { columns, filter: Some(filter.into()), populate, ..ScanRequest::new(URL) };
     let meter = Arc::new(ScanMeter::default());
     let plan = Arc::new(engine.plan(request, None, &meter).await.unwrap());
-    engine.execute(plan, meter).try_fold(0, |rows, batch| async move { Ok(rows + batch.num_rows()) }).await.unwrap()
+    engine.execute(plan, meter).try_fold(0, |rows, batch| async move { Ok(rows + batch.rows.num_rows()) }).await.unwrap()
 }
 
 fn filter(criterion: &mut Criterion) {

@@ -27,6 +27,7 @@ use tokio::sync::Semaphore;
 
 pub use key::ChunkKey;
 pub use plan::ScanPlan;
+pub use stream::Batch;
 
 use self::load::LoadError;
 use self::plan::ColumnSource;

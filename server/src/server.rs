@@ -6,16 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arrow_flight::flight_service_server::FlightServiceServer;
+use axum::serve::ListenerExt as _;
 use flightcache_proto::{Error, FILE_DESCRIPTOR_SET, Node, Result, SlotMap};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tonic::service::LayerExt as _;
-use tonic::transport::server::TcpIncoming;
-use tower::util::MapResponseLayer;
 
 use crate::admin::{Admin, Metrics};
-use crate::flight::{FlightcacheService, ScanTrailers};
+use crate::flight::{FlightPort, FlightcacheService, serve, until};
 use crate::object::Sources;
 use crate::record::Recorder;
 use crate::scan::Engine;
@@ -31,7 +29,7 @@ pub struct Server {
     engine: Arc<Engine>,
     ready: Arc<AtomicBool>,
     stop: watch::Sender<bool>,
-    flight: JoinHandle<Result<(), tonic::transport::Error>>,
+    flight: JoinHandle<()>,
     admin: JoinHandle<std::io::Result<()>>,
     health: tonic_health::server::HealthReporter,
     drain: Duration,
@@ -67,16 +65,12 @@ impl Server {
         // Large enough for a million row numbers.
         let flight =
             FlightServiceServer::new(FlightcacheService::new(Arc::clone(&engine))).max_decoding_message_size(MAX_REQUEST_BYTES);
-        let flight_service = MapResponseLayer::new(ScanTrailers::wrap).named_layer(flight);
+        let routes = tonic::service::Routes::new(health_service).add_service(reflection).add_service(flight).prepare();
+        let port = FlightPort::new(Arc::clone(&engine), routes);
         let (stop, stopped) = watch::channel(false);
-        // Set here: the builder's own option does not reach a listener that is passed in. Without it a small answer waits 40 ms.
-        let incoming = TcpIncoming::from(flight_listener).with_nodelay(Some(true));
-        let flight = tonic::transport::Server::builder()
-            .http2_keepalive_interval(Some(Duration::from_secs(30)))
-            .add_service(health_service)
-            .add_service(reflection)
-            .add_service(flight_service)
-            .serve_with_incoming_shutdown(incoming, until(stopped.clone()));
+        // Without it a small answer waits 40 ms.
+        let flight_listener = flight_listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+        let flight = serve(flight_listener, port, stopped.clone());
         let ready = Arc::new(AtomicBool::new(true));
         let router = Admin::new(Arc::clone(&engine), Arc::clone(&ready)).router();
         let admin = axum::serve(admin_listener, router).with_graceful_shutdown(until(stopped)).into_future();
@@ -128,9 +122,4 @@ impl Server {
 
 async fn listen(addr: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(addr).await.map_err(|e| Error::invalid(format!("cannot listen on {addr}: {e}")))
-}
-
-async fn until(mut stopped: watch::Receiver<bool>) {
-    // The server being gone means to stop as well.
-    let _ = stopped.wait_for(|stop| *stop).await;
 }

@@ -1,19 +1,34 @@
-//! `DoGet`: one ticket's batches as frames, with what it took in the app metadata and in the trailers.
+//! `DoGet`: one ticket's batches as messages, with what it took in the app metadata and in the trailers.
+//!
+//! The answer's body is not tonic's, which would copy every column: its data are messages that share the cached arrays.
 
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use arrow_flight::FlightData;
-use bytes::Bytes;
+use arrow_flight::Ticket as FlightTicket;
+use bytes::{Buf as _, Bytes};
+use flightcache_proto::scan::SCAN_STATS_TRAILER;
 use flightcache_proto::{Error, ErrorKind, Result, Ticket};
 use futures::stream::BoxStream;
 use futures::{FutureExt as _, StreamExt as _};
+use http::{HeaderMap, HeaderValue};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
 use prost::Message as _;
 
 use super::encode::Encoder;
+use super::message::Message;
+use super::status::status;
 use crate::admin::{Metrics, ScanMeter, add_time};
 use crate::scan::{Engine, ScanPlan};
+
+/// Large enough for a million row numbers.
+const MAX_TICKET_BYTES: usize = 16 << 20;
 
 /// Says in the log and in the metrics how a scan ended, however it ended.
 struct Ending {
@@ -57,12 +72,88 @@ impl Drop for Ending {
     }
 }
 
+/// The messages of an answer, then its status and figures as trailers.
+pub(super) struct DoGetBody {
+    messages: BoxStream<'static, Result<Message>>,
+    meter: Arc<ScanMeter>,
+    has_ended: bool,
+}
+
+impl Body for DoGetBody {
+    type Data = Message;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Message>, Infallible>>> {
+        if self.has_ended {
+            return Poll::Ready(None);
+        }
+        let ended = match ready!(self.messages.poll_next_unpin(cx)) {
+            Some(Ok(message)) => return Poll::Ready(Some(Ok(Frame::data(message)))),
+            Some(Err(error)) => status(&error),
+            None => tonic::Status::ok(""),
+        };
+        self.has_ended = true;
+        // What is left of the scan goes now, not when the client has read its trailers.
+        self.messages = futures::stream::empty().boxed();
+        Poll::Ready(Some(Ok(Frame::trailers(trailers(&ended, &self.meter)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.has_ended
+    }
+}
+
+fn trailers(ended: &tonic::Status, meter: &ScanMeter) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    if ended.add_header(&mut trailers).is_err() {
+        // A message that no header can carry: its code can.
+        trailers.insert("grpc-status", HeaderValue::from(ended.code() as i32));
+    }
+    let figures = serde_json::to_string(&meter.snapshot()).ok();
+    if let Some(value) = figures.and_then(|figures| HeaderValue::from_str(&figures).ok()) {
+        trailers.insert(SCAN_STATS_TRAILER, value);
+    }
+    trailers
+}
+
+/// Answers a gRPC request for `DoGet`.
+pub(super) async fn respond(engine: &Arc<Engine>, request: http::Request<Incoming>) -> http::Response<DoGetBody> {
+    let meter = Arc::new(ScanMeter::default());
+    let opened = async { open(engine, &ticket(request.into_body()).await?, &meter).await };
+    let opened = std::panic::AssertUnwindSafe(opened).catch_unwind().await;
+    let messages = match opened.unwrap_or_else(|_| Err(Error::internal("planning gave up; the server's log says why"))) {
+        Ok(messages) => messages,
+        Err(error) => {
+            engine.metrics().requests.with_label_values(&["do_get", error.kind.as_str()]).inc();
+            tracing::info!(method = "do_get", status = error.kind.as_str(), error = %error, "request failed");
+            futures::stream::iter([Err(error)]).boxed()
+        }
+    };
+    let mut response = http::Response::new(DoGetBody { messages, meter, has_ended: false });
+    response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
+}
+
+/// The ticket in a request's body: one gRPC message, uncompressed.
+async fn ticket(body: Incoming) -> Result<Bytes> {
+    let body = Limited::new(body, MAX_TICKET_BYTES).collect().await;
+    let mut body = body.map_err(|e| Error::invalid(format!("the request cannot be read: {e}")))?.to_bytes();
+    if body.len() < 5 {
+        return Err(Error::invalid("the request holds no message"));
+    }
+    let (compressed, length) = (body.get_u8(), body.get_u32() as usize);
+    if compressed != 0 {
+        return Err(Error::new(ErrorKind::Unsupported, "compressed requests are not supported"));
+    }
+    if length != body.len() {
+        return Err(Error::invalid(format!("the request's message is {length} bytes long, of which {} came", body.len())));
+    }
+    let ticket = FlightTicket::decode(body).map_err(|e| Error::invalid(format!("not a ticket: {e}")))?;
+    Ok(ticket.ticket)
+}
+
 /// Plans a ticket's scan and opens its stream. The meter goes on counting while the stream is read.
-pub(super) async fn do_get(
-    engine: &Arc<Engine>,
-    ticket: &[u8],
-    meter: &Arc<ScanMeter>,
-) -> Result<BoxStream<'static, Result<FlightData>>> {
+async fn open(engine: &Arc<Engine>, ticket: &[u8], meter: &Arc<ScanMeter>) -> Result<BoxStream<'static, Result<Message>>> {
     let started_at = Instant::now();
     let (request, share) = match Ticket::parse(ticket)? {
         Ticket::Scan(request) => (request, None),
@@ -78,14 +169,13 @@ pub(super) async fn do_get(
         started_at,
         outcome: Some(ErrorKind::Cancelled),
     };
-    let mut encoder = Encoder::default();
-    let schema = encoder.schema(&plan.schema)?;
+    let mut encoder = Encoder::new(&plan.schema)?;
     let mut batches = Box::pin(engine.execute(plan, Arc::clone(meter)));
     let meter = Arc::clone(meter);
     let frames = async_stream::stream! {
         // Moved in whole: its drop is what reports the end.
         let mut ending = ending;
-        yield Ok(schema);
+        yield Ok(encoder.schema().into_message(b"", None));
         let mut is_first = true;
         loop {
             // A panic must reach the client as an error, not as a stream that was reset.
@@ -95,10 +185,10 @@ pub(super) async fn do_get(
                 Err(_) => Err(Error::internal("the scan gave up; the server's log says why")),
             };
             let started = Instant::now();
-            let encoded = batch.and_then(|batch| Ok((batch.num_rows() as u64, encoder.batch(&batch)?)));
+            let encoded = batch.and_then(|batch| Ok((batch.rows.num_rows() as u64, encoder.batch(&batch.rows)?, batch.held)));
             add_time(&meter.encode_us, started.elapsed());
             metrics.encode_seconds.observe(started.elapsed().as_secs_f64());
-            let (rows, frames) = match encoded {
+            let (rows, frames, held) = match encoded {
                 Ok(encoded) => encoded,
                 Err(error) => {
                     ending.outcome = Some(error.kind);
@@ -111,12 +201,12 @@ pub(super) async fn do_get(
                 is_first = false;
             }
             metrics.served_rows.inc_by(rows);
-            for mut frame in frames {
-                let bytes = frame.encoded_len() as u64;
+            for frame in frames {
+                let bytes = frame.len() as u64;
                 meter.bytes.fetch_add(bytes, Ordering::Relaxed);
                 metrics.served_bytes.inc_by(bytes);
-                frame.app_metadata = Bytes::from(serde_json::to_vec(&meter.snapshot()).unwrap_or_default());
-                yield Ok(frame);
+                let figures = serde_json::to_vec(&meter.snapshot()).unwrap_or_default();
+                yield Ok(frame.into_message(&figures, held.clone()));
             }
         }
         ending.outcome = None;

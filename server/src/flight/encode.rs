@@ -1,13 +1,15 @@
-//! Record batches as Flight frames of bounded size.
+//! Record batches as Flight frames of bounded size, which share the arrays' memory wherever the format allows.
 
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray as _, RecordBatch, RecordBatchOptions, UInt32Array, make_array};
+use arrow::buffer::Buffer;
 use arrow::compute::take;
-use arrow::datatypes::{DataType, Schema};
-use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
-use arrow_flight::FlightData;
+use arrow::datatypes::{DataType, SchemaRef};
+use arrow::ipc::writer::StreamEncoder;
 use flightcache_proto::{Error, ErrorKind, Result};
+
+use super::message::Frame;
 
 /// No encoded message is larger. gRPC clients accept 4 MiB by default.
 pub const MAX_FRAME_BYTES: usize = 2 << 20;
@@ -16,34 +18,42 @@ const TARGET_FRAME_BYTES: usize = 1 << 20;
 /// Room for protobuf field headers and app metadata.
 const ENVELOPE_BYTES: usize = 4 << 10;
 
+/// Bytes between an IPC stream's messages and in front of them: a marker and a length.
+const PREFIX_BYTES: usize = 8;
+
 /// Encodes the batches of one stream. Its schema has no dictionaries: the announced one never does.
-#[derive(Default)]
 pub struct Encoder {
-    options: IpcWriteOptions,
-    generator: IpcDataGenerator,
-    context: IpcWriteContext,
+    stream: StreamEncoder,
+    schema: Frame,
 }
 
 impl Encoder {
-    /// The frame that opens a stream.
-    pub fn schema(&self, schema: &Schema) -> Result<FlightData> {
-        let mut tracker = DictionaryTracker::new(false);
-        let encoded = self.generator.schema_to_bytes_with_dictionary_tracker(schema, &mut tracker, &self.options);
-        let frame = FlightData { data_header: encoded.ipc_message.into(), ..FlightData::default() };
-        if frame.data_header.len() + ENVELOPE_BYTES > MAX_FRAME_BYTES {
+    /// An encoder of batches of this schema.
+    pub fn new(schema: &SchemaRef) -> Result<Self> {
+        let mut stream = StreamEncoder::try_new(schema).map_err(|e| Error::internal(format!("encoding a schema: {e}")))?;
+        // The library sends the schema with the first batch; it is needed before there is one.
+        let encoded = stream.encode(&RecordBatch::new_empty(Arc::clone(schema)));
+        let mut encoded = encoded.map_err(|e| Error::internal(format!("encoding a schema: {e}")))?.into_iter();
+        let schema_frame = Frame::new(header(&mut encoded)?, []);
+        if schema_frame.len() + ENVELOPE_BYTES > MAX_FRAME_BYTES {
             let message = format!(
                 "a schema of {} fields does not fit a message of {MAX_FRAME_BYTES} bytes; name fewer columns",
                 schema.fields().len()
             );
             return Err(Error::new(ErrorKind::ResourceExhausted, message));
         }
-        Ok(frame)
+        Ok(Self { stream, schema: schema_frame })
+    }
+
+    /// The frame that opens a stream.
+    pub fn schema(&self) -> Frame {
+        self.schema.clone()
     }
 
     /// The frames of a batch, in row order: as few as stay near the target, none above the bound.
     ///
     /// A single row that exceeds the bound is an error: no split can make it fit.
-    pub fn batch(&mut self, batch: &RecordBatch) -> Result<Vec<FlightData>> {
+    pub fn batch(&mut self, batch: &RecordBatch) -> Result<Vec<Frame>> {
         let mut frames = Vec::new();
         let rows = batch.num_rows();
         let step = rows_per_frame(batch);
@@ -56,14 +66,14 @@ impl Encoder {
         Ok(frames)
     }
 
-    fn push(&mut self, batch: &RecordBatch, frames: &mut Vec<FlightData>) -> Result<()> {
+    fn push(&mut self, batch: &RecordBatch, frames: &mut Vec<Frame>) -> Result<()> {
         let rows = batch.num_rows();
         let mut frame = self.encode(batch)?;
-        if frame_bytes(&frame) > MAX_FRAME_BYTES {
+        if frame.len() + ENVELOPE_BYTES > MAX_FRAME_BYTES {
             // The writer sends whole buffers of some sliced types; a copy holds only these rows.
             frame = self.encode(&own(batch)?)?;
         }
-        if frame_bytes(&frame) <= MAX_FRAME_BYTES {
+        if frame.len() + ENVELOPE_BYTES <= MAX_FRAME_BYTES {
             frames.push(frame);
             return Ok(());
         }
@@ -73,7 +83,7 @@ impl Encoder {
             let name = widest.map_or("", |(_, field)| field.name());
             let message = format!(
                 "one row holds {} bytes, more than a message's bound of {MAX_FRAME_BYTES}; its widest column is {name:?}",
-                frame_bytes(&frame)
+                frame.len()
             );
             return Err(Error::new(ErrorKind::ResourceExhausted, message));
         }
@@ -82,27 +92,34 @@ impl Encoder {
         self.push(&batch.slice(rows / 2, rows - rows / 2), frames)
     }
 
-    fn encode(&mut self, batch: &RecordBatch) -> Result<FlightData> {
-        let compacted = compact_views(batch)?;
-        let mut tracker = DictionaryTracker::new(false);
-        let encoded = self.generator.encode(&compacted, &mut tracker, &self.options, &mut self.context);
-        let (dictionaries, batch) = encoded.map_err(|e| Error::internal(format!("encoding a batch: {e}")))?;
-        if !dictionaries.is_empty() {
-            return Err(Error::internal("an announced schema has a dictionary"));
-        }
-        Ok(FlightData { data_header: batch.ipc_message.into(), data_body: batch.arrow_data.into(), ..FlightData::default() })
+    fn encode(&mut self, batch: &RecordBatch) -> Result<Frame> {
+        let encoded = self.stream.encode(&compact_views(batch)?);
+        let mut encoded = encoded.map_err(|e| Error::internal(format!("encoding a batch: {e}")))?.into_iter();
+        let header = header(&mut encoded)?;
+        Ok(Frame::new(header, encoded))
     }
 }
 
-fn frame_bytes(frame: &FlightData) -> usize {
-    frame.data_header.len() + frame.data_body.len() + ENVELOPE_BYTES
+/// Takes the metadata of the next message off the buffers of a stream, with what surrounds it.
+fn header(encoded: &mut impl Iterator<Item = Buffer>) -> Result<Buffer> {
+    let mut next = || encoded.next().ok_or_else(|| Error::internal("encoding: a message is cut off"));
+    let prefix = next()?;
+    let length: Option<[u8; 4]> = prefix.get(PREFIX_BYTES - 4..).and_then(|length| length.try_into().ok());
+    let padded = length.map_or(0, |length| u32::from_le_bytes(length) as usize);
+    let metadata = next()?;
+    if metadata.len() < padded {
+        next()?;
+    }
+    Ok(metadata)
 }
 
 /// Rows that make a frame of about the target size, by the mean row of the batch.
 fn rows_per_frame(batch: &RecordBatch) -> usize {
     let rows = batch.num_rows().max(1);
     let bytes: usize = batch.columns().iter().map(sliced_bytes).sum();
-    (rows * TARGET_FRAME_BYTES / bytes.max(1)).clamp(1, rows.max(1))
+    let fitting = (rows * TARGET_FRAME_BYTES / bytes.max(1)).clamp(1, rows);
+    // Bits are shared only from one byte boundary to the next.
+    if fitting < rows && fitting > 64 { fitting / 64 * 64 } else { fitting }
 }
 
 fn sliced_bytes(array: &ArrayRef) -> usize {
@@ -180,15 +197,23 @@ mod tests {
     use arrow::array::{BinaryArray, Int64Array, ListArray, StringArray, StringViewArray, StructArray};
     use arrow::buffer::OffsetBuffer;
     use arrow::datatypes::{Field, Int64Type};
+    use arrow_flight::FlightData;
     use arrow_flight::decode::{DecodedPayload, FlightDataDecoder};
+    use bytes::Buf as _;
     use futures::StreamExt as _;
 
     use super::*;
 
+    fn flight_data(frame: Frame) -> FlightData {
+        let mut message = frame.into_message(b"", None);
+        message.advance(5);
+        prost::Message::decode(message).unwrap()
+    }
+
     async fn round_trip(batch: &RecordBatch) -> (Vec<FlightData>, Vec<RecordBatch>) {
-        let mut encoder = Encoder::default();
-        let frames = encoder.batch(batch).unwrap();
-        let schema = encoder.schema(&batch.schema()).unwrap();
+        let mut encoder = Encoder::new(&batch.schema()).unwrap();
+        let frames: Vec<_> = encoder.batch(batch).unwrap().into_iter().map(flight_data).collect();
+        let schema = flight_data(encoder.schema());
         let stream = futures::stream::iter(std::iter::once(schema).chain(frames.clone()).map(Ok));
         let decoded = FlightDataDecoder::new(stream).filter_map(|decoded| async move {
             match decoded.unwrap().payload {
@@ -236,7 +261,7 @@ mod tests {
     fn a_row_that_cannot_fit_is_refused_by_name() {
         let huge = BinaryArray::from(vec![&vec![7_u8; 3 << 20][..]]);
         let batch = RecordBatch::try_from_iter([("blob", Arc::new(huge) as ArrayRef)]).unwrap();
-        let error = Encoder::default().batch(&batch).unwrap_err();
+        let error = Encoder::new(&batch.schema()).unwrap().batch(&batch).unwrap_err();
         assert_eq!(error.kind, ErrorKind::ResourceExhausted);
         assert!(error.message.contains("blob"), "{error}");
     }

@@ -1,18 +1,21 @@
 //! The Flight service: descriptors and tickets in, frames out.
 //!
 //! ```text
-//!  service.rs (methods) --> scan::Engine
-//!      |  batches
-//!  encode.rs (frames of at most 2 MiB) --> do_get.rs (stream, stats) --> trailers.rs (HTTP trailers)
+//!  port.rs (connections) --> service.rs (methods, by tonic) --> scan::Engine
+//!      |                                                             |  batches
+//!      +--> do_get.rs (stream, figures) <-- message.rs <-- encode.rs (frames of at most 2 MiB)
 //! ```
 
 mod actions;
 mod do_get;
 mod encode;
+mod message;
+mod port;
 mod service;
 mod status;
-mod trailers;
 
 pub use encode::{Encoder, MAX_FRAME_BYTES};
+pub use message::{Frame, Held, Message};
+pub(crate) use port::until;
+pub use port::{FlightPort, serve};
 pub use service::FlightcacheService;
-pub use trailers::ScanTrailers;

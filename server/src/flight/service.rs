@@ -15,9 +15,8 @@ use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::actions;
 use super::status::status;
-use super::trailers::MeteredResponse;
-use super::{actions, do_get};
 use crate::admin::ScanMeter;
 use crate::scan::{Engine, ipc_schema};
 
@@ -171,15 +170,9 @@ impl FlightService for FlightcacheService {
         Ok(Response::new(futures::stream::iter(flights).map(Ok).boxed()))
     }
 
-    async fn do_get(&self, request: Request<FlightTicket>) -> Answer<Self::DoGetStream> {
-        let meter = Arc::new(ScanMeter::default());
-        let frames = match do_get::do_get(&self.engine, &request.get_ref().ticket, &meter).await {
-            Ok(frames) => frames,
-            Err(error) => return self.count("do_get", Err(error)),
-        };
-        let mut response = Response::new(frames.map_err(|error| status(&error)).boxed());
-        response.extensions_mut().insert(MeteredResponse(meter));
-        Ok(response)
+    /// Never called: the port answers it, without copying.
+    async fn do_get(&self, _: Request<FlightTicket>) -> Answer<Self::DoGetStream> {
+        unsupported("DoGet behind another port than Flightcache's")
     }
 
     async fn do_action(&self, request: Request<Action>) -> Answer<Self::DoActionStream> {

@@ -1,5 +1,6 @@
 //! One row group of a scan: load the filter's columns, decide, load the rest, hand out batches.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -80,8 +81,9 @@ pub(crate) struct BandedRows {
 
 /// The columns of a row group, and which of its rows match.
 pub(crate) struct ResidentRows {
-    pub(crate) columns: BTreeMap<usize, Column>,
-    pub(crate) rows: usize,
+    /// Shared with the batches made of it.
+    columns: Arc<BTreeMap<usize, Column>>,
+    rows: usize,
     /// `None`: every row.
     mask: Option<BooleanArray>,
     at: usize,
@@ -286,6 +288,16 @@ fn filter_band(
     assemble(plan, arrays, rows, mask.as_ref())
 }
 
+impl Loaded {
+    /// What the batches of it may share.
+    pub(crate) fn held(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        match self {
+            Self::Resident(rows) => Some(Arc::clone(&rows.columns) as Arc<dyn Any + Send + Sync>),
+            Self::NoMatch | Self::Banded(_) => None,
+        }
+    }
+}
+
 impl BandedRows {
     /// The next batch of matching rows. A decoder that panicked is an error, not the end.
     pub(crate) async fn next_batch(&mut self) -> Option<Result<RecordBatch>> {
@@ -327,7 +339,7 @@ impl ResidentRows {
     fn new(columns: BTreeMap<usize, Column>, rows: usize, mask: Option<BooleanArray>, plan: &ScanPlan) -> Self {
         let row_bytes = columns.values().map(Column::row_bytes).sum::<u64>().max(plan.output.len() as u64).max(1) as usize;
         let window = (TARGET_BATCH_BYTES / row_bytes / SLICE_ROWS).clamp(1, 128) * SLICE_ROWS;
-        Self { columns, rows, mask, at: 0, window }
+        Self { columns: Arc::new(columns), rows, mask, at: 0, window }
     }
 
     /// The next batch of matching rows, in the announced types.

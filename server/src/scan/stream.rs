@@ -1,5 +1,6 @@
 //! Streaming a scan: row groups ahead of the reader, in order, restarted when an object turns out overwritten.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,6 +23,14 @@ use crate::record::{RequestRecord, RowGroupRecord};
 pub(super) const MAX_RESTARTS: usize = 5;
 /// Row groups read ahead at most.
 const MAX_AHEAD: usize = 16;
+
+/// A batch of an answer.
+pub struct Batch {
+    /// In the announced types.
+    pub rows: RecordBatch,
+    /// The chunks whose memory the rows may show; what is held of them stays accounted.
+    pub held: Option<Arc<dyn Any + Send + Sync>>,
+}
 
 /// A row group being loaded. Dropping it stops the load, unless others wait for it too.
 struct Running {
@@ -123,13 +132,13 @@ impl Engine {
         self: &Arc<Self>,
         plan: Arc<ScanPlan>,
         meter: Arc<ScanMeter>,
-    ) -> impl Stream<Item = Result<RecordBatch>> + Send + use<> {
+    ) -> impl Stream<Item = Result<Batch>> + Send + use<> {
         let engine = Arc::clone(self);
         async_stream::try_stream! {
             let mut left = plan.request.limit.unwrap_or(u64::MAX);
             if plan.request.rows.is_some() {
                 for await batch in engine.rows(Arc::clone(&plan), Arc::clone(&meter)) {
-                    yield batch?;
+                    yield Batch { rows: batch?, held: None };
                 }
                 left = 0;
             }
@@ -177,7 +186,7 @@ impl Engine {
                     if left > 0 {
                         driver.fill();
                     }
-                    yield batch;
+                    yield Batch { rows: batch, held: batches.held() };
                     if left == 0 {
                         break;
                     }

@@ -1,0 +1,199 @@
+//! gRPC messages whose bodies share the memory of the arrays they show.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use arrow::buffer::Buffer;
+use bytes::{Buf, BufMut as _, Bytes};
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+
+/// Smaller buffers are copied together: a part of its own costs as much as copying this many bytes.
+const GATHER_BYTES: usize = 4 << 10;
+
+/// Fields of `arrow.flight.protocol.FlightData`.
+const DATA_HEADER: u32 = 2;
+const APP_METADATA: u32 = 3;
+const DATA_BODY: u32 = 1000;
+
+/// Keeps memory accounted for as long as a message shows it.
+pub type Held = Arc<dyn Any + Send + Sync>;
+
+/// One frame of a Flight stream: an IPC message.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    header: Buffer,
+    parts: Vec<Buffer>,
+    body_bytes: usize,
+}
+
+/// Bytes in parts, to be written in one go.
+#[derive(Default)]
+pub struct Message {
+    parts: VecDeque<Buffer>,
+    remaining: usize,
+    /// Let go when the last byte has been taken by the connection.
+    _held: Option<Held>,
+}
+
+impl Frame {
+    /// A frame of IPC metadata and, in order, the buffers of its body with their padding.
+    pub(super) fn new(header: Buffer, body: impl IntoIterator<Item = Buffer>) -> Self {
+        let mut frame = Self { header, parts: Vec::new(), body_bytes: 0 };
+        let mut gathered = Vec::new();
+        for buffer in body {
+            frame.body_bytes += buffer.len();
+            if buffer.len() < GATHER_BYTES {
+                gathered.extend_from_slice(&buffer);
+                continue;
+            }
+            if !gathered.is_empty() {
+                frame.parts.push(std::mem::take(&mut gathered).into());
+            }
+            frame.parts.push(buffer);
+        }
+        if !gathered.is_empty() {
+            frame.parts.push(gathered.into());
+        }
+        frame
+    }
+
+    /// Bytes of its IPC metadata and body.
+    pub fn len(&self) -> usize {
+        self.header.len() + self.body_bytes
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of the body that are not copied, but shared with the arrays.
+    pub fn shared_bytes(&self) -> usize {
+        self.parts.iter().map(Buffer::len).filter(|len| *len >= GATHER_BYTES).sum()
+    }
+
+    /// As a gRPC message of one `FlightData`, uncompressed.
+    pub fn into_message(self, app_metadata: &[u8], held: Option<Held>) -> Message {
+        let field = |tag: u32, len: usize| key_len(tag) + encoded_len_varint(len as u64) + len;
+        let len = field(DATA_HEADER, self.header.len())
+            + if app_metadata.is_empty() { 0 } else { field(APP_METADATA, app_metadata.len()) }
+            + field(DATA_BODY, self.body_bytes);
+        let mut head = Vec::with_capacity(5 + len - self.body_bytes);
+        head.put_u8(0);
+        head.put_u32(len as u32);
+        let mut begin = |tag: u32, len: usize, bytes: &[u8]| {
+            encode_key(tag, WireType::LengthDelimited, &mut head);
+            encode_varint(len as u64, &mut head);
+            head.extend_from_slice(bytes);
+        };
+        begin(DATA_HEADER, self.header.len(), &self.header);
+        if !app_metadata.is_empty() {
+            begin(APP_METADATA, app_metadata.len(), app_metadata);
+        }
+        begin(DATA_BODY, self.body_bytes, &[]);
+        let mut parts = VecDeque::with_capacity(1 + self.parts.len());
+        parts.push_back(head.into());
+        parts.extend(self.parts);
+        Message { parts, remaining: 5 + len, _held: held }
+    }
+}
+
+impl From<Bytes> for Message {
+    fn from(bytes: Bytes) -> Self {
+        Self { remaining: bytes.len(), parts: VecDeque::from([bytes.into()]), _held: None }
+    }
+}
+
+impl Buf for Message {
+    fn remaining(&self) -> usize {
+        self.remaining
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.parts.front().map_or(&[], |part| part)
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let filled = slices.iter_mut().zip(self.parts.iter().filter(|part| !part.is_empty()));
+        filled.map(|(slice, part)| *slice = IoSlice::new(part)).count()
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        assert!(count <= self.remaining, "advanced past the end");
+        self.remaining -= count;
+        while let Some(front) = self.parts.front_mut() {
+            if count < front.len() {
+                front.advance(count);
+                return;
+            }
+            count -= front.len();
+            self.parts.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow_flight::FlightData;
+    use prost::Message as _;
+
+    use super::*;
+
+    fn frame(sizes: &[usize]) -> Frame {
+        Frame::new(Buffer::from(b"header"), sizes.iter().enumerate().map(|(i, &len)| Buffer::from(vec![i as u8; len])))
+    }
+
+    #[test]
+    fn a_message_is_flight_data() {
+        for sizes in [&[][..], &[0], &[64, 64], &[5_000], &[64, 100_000, 64, 64, 8_000, 4_096, 1]] {
+            let frame = frame(sizes);
+            let body: Vec<u8> = sizes.iter().enumerate().flat_map(|(i, &len)| vec![i as u8; len]).collect();
+            for metadata in [&b""[..], b"metadata"] {
+                let mut message = frame.clone().into_message(metadata, None);
+                assert_eq!(message.get_u8(), 0);
+                assert_eq!(message.get_u32() as usize, message.remaining());
+                let data = FlightData::decode(message).unwrap();
+                assert_eq!((&*data.data_header, &*data.app_metadata, &*data.data_body), (&b"header"[..], metadata, &*body));
+            }
+        }
+    }
+
+    #[test]
+    fn large_buffers_are_shared_and_small_ones_gathered() {
+        let large = Buffer::from(vec![1_u8; 10_000]);
+        let small = Buffer::from(vec![2_u8; 10]);
+        let body = std::iter::repeat_n(small, 1_000).chain([large.clone()]);
+        let frame = Frame::new(Buffer::default(), body);
+        assert_eq!((frame.parts.len(), frame.len(), frame.shared_bytes()), (2, 20_000, 20_000));
+        assert_eq!(frame.parts[1].as_ptr(), large.as_ptr());
+    }
+
+    #[test]
+    fn it_is_written_in_any_steps() {
+        let mut whole = frame(&[64, 5_000, 64, 6_000]).into_message(b"", None);
+        let whole = whole.copy_to_bytes(whole.remaining());
+        for step in [1, 63, 4_097, 20_000] {
+            let mut message = frame(&[64, 5_000, 64, 6_000]).into_message(b"", None);
+            let mut written = Vec::new();
+            while message.has_remaining() {
+                let mut slices = [IoSlice::new(&[]); 3];
+                let filled = message.chunks_vectored(&mut slices);
+                let joined: Vec<u8> = slices[..filled].iter().flat_map(|slice| slice.iter().copied()).take(step).collect();
+                written.extend_from_slice(&joined);
+                message.advance(joined.len());
+            }
+            assert_eq!(written, whole);
+        }
+    }
+
+    #[test]
+    fn what_it_holds_goes_when_it_goes() {
+        let held: Held = Arc::new(());
+        let message = frame(&[64]).into_message(b"", Some(Arc::clone(&held)));
+        assert_eq!(Arc::strong_count(&held), 2);
+        drop(message);
+        assert_eq!(Arc::strong_count(&held), 1);
+    }
+}

@@ -1,0 +1,152 @@
+//! The Flight port: HTTP/2 connections, with `DoGet` answered here and everything else by tonic's services.
+//!
+//! Served by hyper itself, because tonic's transport fixes the type of bodies' data to one piece of contiguous memory.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::serve::Listener;
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, TryFutureExt as _};
+use http::{Request, Response};
+use http_body_util::BodyExt as _;
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tonic::service::Routes;
+use tonic::{Code, Status};
+use tower::Service as _;
+
+use super::do_get;
+use super::message::Message;
+use crate::scan::Engine;
+
+const DO_GET_PATH: &str = "/arrow.flight.protocol.FlightService/DoGet";
+/// A peer that does not answer a ping within twice this is taken for gone.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
+
+type AnyBody = UnsyncBoxBody<Message, Box<dyn std::error::Error + Send + Sync>>;
+
+/// What answers the requests of a connection.
+#[derive(Clone)]
+pub struct FlightPort {
+    engine: Arc<Engine>,
+    routes: Routes,
+}
+
+impl FlightPort {
+    /// `routes` answer everything but `DoGet`.
+    pub fn new(engine: Arc<Engine>, routes: Routes) -> Self {
+        Self { engine, routes }
+    }
+
+    async fn answer(self, request: Request<Incoming>) -> Response<AnyBody> {
+        let timeout = request.headers().get("grpc-timeout").and_then(|value| timeout(value.to_str().ok()?));
+        let answer = self.route(request);
+        match timeout {
+            None => answer.await,
+            Some(timeout) => tokio::time::timeout(timeout, answer).await.unwrap_or_else(|_| {
+                let late = Status::new(Code::DeadlineExceeded, "the caller's time is over");
+                late.into_http::<tonic::body::Body>().map(any)
+            }),
+        }
+    }
+
+    async fn route(mut self, request: Request<Incoming>) -> Response<AnyBody> {
+        if request.uri().path() == DO_GET_PATH && request.method() == http::Method::POST {
+            return do_get::respond(&self.engine, request).await.map(|body| AnyBody::new(body.map_err(|never| match never {})));
+        }
+        let response = self.routes.call(request).unwrap_or_else(|never: Infallible| match never {}).await;
+        response.map(any)
+    }
+}
+
+fn any(body: tonic::body::Body) -> AnyBody {
+    AnyBody::new(body.map_frame(|frame| frame.map_data(Message::from)).map_err(Into::into))
+}
+
+impl hyper::service::Service<Request<Incoming>> for FlightPort {
+    type Response = Response<AnyBody>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        self.clone().answer(request).map(Ok).boxed()
+    }
+}
+
+/// A `grpc-timeout`: at most eight digits and a unit.
+fn timeout(value: &str) -> Option<Duration> {
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    let number: u64 = (digits.len() <= 8).then(|| digits.parse().ok())??;
+    match unit {
+        "H" => Some(Duration::from_hours(number)),
+        "M" => Some(Duration::from_mins(number)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+/// Answers connections until told to stop; then lets requests under way end. Dropping it ends them.
+pub async fn serve(mut listener: impl Listener, port: FlightPort, stopped: watch::Receiver<bool>) {
+    let mut connections = JoinSet::new();
+    let mut stop = pin!(until(stopped.clone()));
+    loop {
+        tokio::select! {
+            (stream, _) = listener.accept() => {
+                connections.spawn(connection(stream, port.clone(), stopped.clone()));
+            }
+            Some(_) = connections.join_next() => {}
+            () = &mut stop => break,
+        }
+    }
+    // No one connects from here on.
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+async fn connection<S>(stream: S, port: FlightPort, stopped: watch::Receiver<bool>)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let mut http = http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE_INTERVAL).keep_alive_timeout(KEEP_ALIVE_INTERVAL);
+    let mut serving = pin!(http.serve_connection(TokioIo::new(stream), port));
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = until(stopped) => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended");
+    }
+}
+
+pub(crate) async fn until(mut stopped: watch::Receiver<bool>) {
+    // The server being gone means to stop as well.
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read() {
+        assert_eq!(timeout("5S"), Some(Duration::from_secs(5)));
+        assert_eq!(timeout("250m"), Some(Duration::from_millis(250)));
+        for bad in ["", "S", "5", "5X", "123456789S", "-1S", "é"] {
+            assert_eq!(timeout(bad), None, "{bad}");
+        }
+    }
+}
