@@ -4,8 +4,12 @@
 //! steps.
 
 pub mod data;
+pub mod generate;
 pub mod output;
 pub mod place;
 pub mod quickstart;
+pub mod read_clock;
+pub mod replay;
 pub mod report;
+pub mod scans;
 pub mod slow_store;
