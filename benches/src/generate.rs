@@ -68,7 +68,7 @@ pub async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
         println!("{:>10}  {:>7} rows  {:>11} bytes", file.name, file.rows, file.size);
     })
     .await?;
-    println!("{} in {}", ByteSize(total), options.target);
+    println!("{} in {}", ByteSize(total).display().si(), options.target);
     Ok(())
 }
 
@@ -135,7 +135,7 @@ mod tests {
     async fn the_files_are_those_of_the_traces() {
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
         let mut names = Vec::new();
-        let files = Files { large_rows: 60_000, small_rows: 5_500, seed: 7 };
+        let files = Files { large_rows: 6_000, small_rows: 5_500, seed: 7 };
         write(&store, files, |file| names.push((file.name.clone(), file.size))).await.unwrap();
         assert_eq!(names.len(), 19);
         assert!(
@@ -150,7 +150,7 @@ mod tests {
         assert_eq!(reader.metadata().num_row_groups(), 1);
         let fields: Vec<_> = reader.schema().fields().iter().map(|field| field.name().clone()).collect();
         assert_eq!(fields, (0..20).map(|column| column.to_string()).collect::<Vec<_>>());
-        assert_eq!(reader.build().unwrap().map(|batch| batch.unwrap().num_rows()).sum::<usize>(), 60_000);
+        assert_eq!(reader.build().unwrap().map(|batch| batch.unwrap().num_rows()).sum::<usize>(), 6_000);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::place::{self, Distance};
 use crate::replay::plan::Servers;
 use crate::replay::{self, SideKind};
 
-/// Rows of the large files, unless they are to be as large as they were: a tenth.
+/// Rows of the large files, unless they are to be as large as they were: a tenth. (Their bytes are a little more than that, for their dictionaries stay small.)
 const LARGE_ROWS: u64 = 60_000;
 /// As the traces had them.
 const FULL_LARGE_ROWS: u64 = 600_000;
@@ -25,7 +25,7 @@ const BANDWIDTH: ByteSize = ByteSize::mb(300);
 /// Arguments of `quickstart`.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// Make the large files as large as they were, 101 MB instead of 10 MB each.
+    /// Make the large files as large as they were, 101 MB instead of 12 MB each.
     #[arg(long)]
     full: bool,
     /// How many times faster than recorded the requests come.
@@ -65,9 +65,9 @@ pub async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
     report.notes.push(format!(
         "The original traces {} on {count} files of random numbers, {} together, the large ones {} each{}.",
         TRACES.join(", "),
-        ByteSize(total),
-        ByteSize(largest),
-        if options.full { "" } else { " (a tenth of what they were; --full makes them as large)" },
+        ByteSize(total).display().si(),
+        ByteSize(largest).display().si(),
+        if options.full { "" } else { " (a tenth of the rows they had; --full makes all)" },
     ));
     replay::measure(&replayed, report).await
 }

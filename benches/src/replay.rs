@@ -138,8 +138,9 @@ impl Options {
 
     /// What a reader must know to judge the numbers.
     fn notes(&self) -> Vec<String> {
+        let capacity = self.capacity.display().si();
         let servers = match &self.servers {
-            Servers::Own(count) => format!("{count} in this process, {} of decoded columns each", self.capacity),
+            Servers::Own(count) => format!("{count} in this process, {capacity} of decoded columns each"),
             Servers::Running(locations) => format!("running at {}", locations.join(", ")),
         };
         vec![
@@ -157,14 +158,14 @@ impl Options {
                 .to_owned(),
             format!(
                 "direct: DataFusion in the client, a new session for each request, over one connection pool. whole-file cache: {} \
-                 node(s) that keep Parquet files as they are, {} each, one load per object; the client looks up the route and \
-                 decodes; server includes the transfer. flightcache: servers {servers}; server is filtering and encoding, the \
+                 node(s) that keep Parquet files as they are, {capacity} each, one load per object; the client looks up the route and \
+                 decodes; server includes the transfer. flightcache: server(s) {servers}; server is filtering and encoding, the \
                  transfer is in the rest.",
                 self.servers.count(),
-                self.capacity,
             ),
             "Flightcache's stages are sums over concurrent work; where they exceed a request's time they are shrunk to it, all \
-             alike. A request that waits for another's load has neither fetched nor decoded: the wait is in the rest."
+             alike. They leave out what a request waits for: another's load, and the reading of a footer while the scan is \
+             planned; both are in the rest."
                 .to_owned(),
         ]
     }
@@ -195,8 +196,13 @@ pub async fn measure(options: &Options, mut report: Report) -> Result<(), Box<dy
     for schedule in &schedules {
         match play::trace(schedule, &sides, &objects, options.rounds, &mut problems).await {
             Ok(replay) => {
-                let span = format!("{} requests in {:.1} s", replay.requests, replay.span_s);
-                println!("\n{}: {span}\n{}\n{}", replay.trace, tables::sides(&replay), tables::cold_and_repeat(&replay));
+                println!(
+                    "\n{}: {} requests, {:.1} s from first to last, times in ms",
+                    replay.trace,
+                    schedule.reads.len(),
+                    replay.span_s
+                );
+                println!("{}\n{}", tables::sides(&replay), tables::cold_and_repeat(&replay));
                 report.replays.push(replay);
             }
             Err(error) => {

@@ -79,7 +79,9 @@ impl ObjectStore for SlowStore {
         self.counts.requests.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(self.latency).await;
         let is_head = options.head;
-        let result = self.inner.get_opts(location, options).await?;
+        let mut result = self.inner.get_opts(location, options).await?;
+        // `PrefixStore` answers with the path in the store below it.
+        result.meta.location = location.clone();
         if is_head {
             return Ok(result);
         }

@@ -1,7 +1,7 @@
 //! A replay for the terminal.
 
 use bytesize::ByteSize;
-use comfy_table::{CellAlignment, Table};
+use comfy_table::{CellAlignment, Table, TableComponent};
 
 use super::statistics::ratio;
 use crate::report::{Replay, Side};
@@ -64,14 +64,16 @@ const NONE: &str = "–";
 
 fn table(header: impl IntoIterator<Item = impl Into<comfy_table::Cell>>) -> Table {
     let mut table = Table::new();
+    // Lines around the table and below its header only.
     table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.remove_style(TableComponent::HorizontalLines).remove_style(TableComponent::MiddleIntersections);
     table.set_header(header.into_iter().map(Into::into).collect::<Vec<comfy_table::Cell>>());
     table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
     table
 }
 
 fn ms(time_ms: f64) -> String {
-    if time_ms.is_finite() { format!("{time_ms:.1} ms") } else { NONE.to_owned() }
+    if time_ms.is_finite() { format!("{time_ms:.1}") } else { NONE.to_owned() }
 }
 
 fn times(ratio: Option<f64>) -> String {
@@ -94,7 +96,7 @@ mod tests {
         let text = cold_and_repeat(&replay).to_string();
         let row =
             |kind: &str| text.lines().find(|line| line.contains(kind)).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
-        assert_eq!(row("cold"), "cold: the first 30.0 ms 45.0 ms 20.0 ms 1.50× 2.25×");
-        assert_eq!(row("repeat"), "repeat: all later ones 40.0 ms – 5.0 ms 8.00× –");
+        assert_eq!(row("cold"), "cold: the first 30.0 45.0 20.0 1.50× 2.25×");
+        assert_eq!(row("repeat"), "repeat: all later ones 40.0 – 5.0 8.00× –");
     }
 }

@@ -48,8 +48,8 @@ impl Side for WholeFile {
     }
 
     async fn ask(&self, read: &Read) -> Result<Answer, AskError> {
-        // A proxy of the environment has no business on the loopback.
-        let client = Client::builder().no_proxy().build()?;
+        // No proxy and no root certificates, which take milliseconds to read: there is no TLS on the loopback.
+        let client = Client::builder().no_proxy().tls_built_in_root_certs(false).build()?;
         let mut answer = Answer::default();
         for object in &read.objects {
             let started = Instant::now();
