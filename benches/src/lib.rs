@@ -2,6 +2,10 @@
 //!
 //! The binary `flightcache-bench` is the command line of this crate; the folder `benches/` holds Criterion benches of single
 //! steps.
+//!
+//! Reading order: [`place`] and [`slow_store`] (where the data is, and how far away), [`generate`] and [`data`] (what it is),
+//! [`mod@replay`] and [`scans`] (what is measured), [`quickstart`] (the least of it that says something), [`report`] and [`output`]
+//! (what is left behind).
 
 pub mod data;
 pub mod generate;

@@ -1,5 +1,7 @@
 //! `flightcache-bench`: what the cache gains, measured against direct reads in the same run.
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 use flightcache_bench::{generate, quickstart, replay, scans};
 
@@ -23,11 +25,18 @@ enum Command {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    match Cli::parse().command {
+async fn main() -> ExitCode {
+    let ended = match Cli::parse().command {
         Command::Quickstart(options) => quickstart::run(options).await,
         Command::Generate(options) => generate::run(options).await,
         Command::Replay(options) => replay::run(options).await,
         Command::Scans(options) => scans::run(options).await,
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("flightcache-bench: {error}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Direct, cold and warm, interleaved; medians and ratios.
+//! Kinds of reads (whole, projected, filtered), direct, cold and warm, interleaved; medians and ratios.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -75,7 +75,7 @@ pub async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
         _ => format!("{} a second", options.bandwidth),
     };
     println!("injected in front of it: {:?} a request, {bandwidth}", options.latency);
-    inner.put(&Path::from("quickstart.parquet"), file.into()).await?;
+    inner.put(&Path::from("scans.parquet"), file.into()).await?;
 
     let bandwidth = Some(options.bandwidth.as_u64()).filter(|bandwidth| *bandwidth > 0);
     let store = Arc::new(SlowStore::new(inner, options.latency, bandwidth));
@@ -142,7 +142,7 @@ pub async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-const URL: &str = "s3://bench/quickstart.parquet";
+const URL: &str = "s3://bench/scans.parquet";
 
 async fn read_directly(store: &Arc<SlowStore>, query: &Query) -> Result<Sample, Box<dyn std::error::Error>> {
     store.take_counts();
