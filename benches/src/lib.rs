@@ -2,13 +2,21 @@
 //!
 //! The binary `flightcache-bench` is the command line of this crate; the folder `benches/` holds Criterion benches of single
 //! steps.
+//!
+//! Reading order: [`place`] and [`slow_store`] (where the data is, and how far away), [`generate`] and [`data`] (what it is),
+//! [`mod@replay`], [`mod@load`], [`mod@simulate`] and [`scans`] (what is measured), [`import`] (the traces of others), [`quickstart`] (the least of it that says something), [`report`] and [`output`]
+//! (what is left behind).
 
 pub mod data;
+pub mod generate;
 pub mod import;
 pub mod load;
 pub mod output;
 pub mod place;
 pub mod quickstart;
+pub mod read_clock;
+pub mod replay;
 pub mod report;
+pub mod scans;
 pub mod simulate;
 pub mod slow_store;

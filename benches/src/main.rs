@@ -1,9 +1,9 @@
-//! `flightcache-bench`: what the cache gains, measured against direct reads in the same run.
+//! `flightcache-bench`: what the cache gains, measured against other ways to read the same objects in the same run.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use flightcache_bench::{import, load, quickstart, simulate};
+use flightcache_bench::{generate, import, load, quickstart, replay, scans, simulate};
 
 #[derive(Parser)]
 #[command(name = "flightcache-bench", version, about = "Benchmarks of Flightcache")]
@@ -14,14 +14,20 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Read a small data set cold and warm through a server in this process, and directly with `DataFusion`.
+    /// Replay the original traces on small files that are made for it: about a minute, no arguments needed.
     Quickstart(quickstart::Options),
+    /// Make the files of the original traces.
+    Generate(generate::Options),
+    /// Replay access traces against Flightcache, a cache of whole files, and no cache.
+    Replay(replay::Options),
+    /// Ask a server at constant rates, and tell how long answers take.
+    Load(load::Options),
     /// Compute hit rates of eviction policies on traces, without a server.
     Simulate(simulate::Options),
     /// Turn a trace of another program into JSON Lines.
     Import(import::Options),
-    /// Ask a server at constant rates, and tell how long answers take.
-    Load(load::Options),
+    /// Read whole, projected and filtered, cold and warm through a server in this process, and directly with `DataFusion`.
+    Scans(scans::Options),
 }
 
 #[tokio::main]
@@ -38,8 +44,11 @@ async fn main() -> ExitCode {
 async fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
     match command {
         Command::Quickstart(options) => quickstart::run(options).await,
+        Command::Generate(options) => generate::run(options).await,
+        Command::Replay(options) => replay::run(options).await,
+        Command::Load(options) => load::run(&options).await,
         Command::Simulate(options) => simulate::run(&options),
         Command::Import(options) => Ok(import::run(&options)?),
-        Command::Load(options) => load::run(&options).await,
+        Command::Scans(options) => scans::run(options).await,
     }
 }

@@ -36,7 +36,7 @@ impl Distance {
         let latency = humantime::format_duration(self.latency);
         match self.bandwidth.as_u64() {
             0 => format!("{latency} added to each request, no bound on bandwidth"),
-            _ => format!("{latency} added to each request, {} a second", self.bandwidth),
+            _ => format!("{latency} added to each request, {} a second", self.bandwidth.display().si()),
         }
     }
 

@@ -1,192 +1,73 @@
-//! Direct, cold and warm, interleaved; medians and ratios.
+//! The original traces in about a minute: files made for it, a store made distant, the tables and the page of a replay.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Args;
-use comfy_table::{CellAlignment, Table};
-use datafusion::prelude::{ParquetReadOptions, SessionContext};
-use flightcache::{Client, ScanStats};
-use flightcache_server::admin::Metrics;
-use flightcache_server::object::{Freshness, Sources};
-use flightcache_server::{Server, Settings};
-use futures::TryStreamExt as _;
-use object_store::aws::AmazonS3Builder;
-use object_store::local::LocalFileSystem;
-use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt as _};
-use url::Url;
 
-use crate::data;
-use crate::slow_store::SlowStore;
+use crate::generate::{self, Files};
+use crate::output::{self, Output};
+use crate::place::{self, Distance};
+use crate::replay::plan::Servers;
+use crate::replay::{self, SideKind};
 
-#[derive(Args)]
+/// Rows of the large files, unless they are to be as large as they were: a tenth. (Their bytes are a little more than that, for their dictionaries stay small.)
+const LARGE_ROWS: u64 = 60_000;
+/// As the traces had them.
+const FULL_LARGE_ROWS: u64 = 600_000;
+const SMALL_ROWS: u64 = 5_500;
+/// All but the fifth, which is the cold and warm reading of large files that `100m` and `serial` show too.
+const TRACES: [&str; 4] = ["1m", "100m", "parallel", "serial"];
+const LATENCY: Duration = Duration::from_millis(30);
+const BANDWIDTH: ByteSize = ByteSize::mb(300);
+
+/// Arguments of `quickstart`.
+#[derive(Args, Debug)]
 pub struct Options {
-    /// Rows of the data set.
-    #[arg(long, default_value_t = 400_000)]
-    rows: usize,
-    /// Latency added to each request to the store.
-    #[arg(long, default_value = "30ms", value_parser = humantime::parse_duration)]
-    latency: Duration,
-    /// Bandwidth of the store's link, a second; 0 for no bound.
-    #[arg(long, default_value = "300MB")]
-    bandwidth: ByteSize,
-    /// Rounds; the median is shown.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// Put the data in this bucket of a real S3 (settings from AWS_* variables) instead of a temporary directory.
+    /// Make the large files as large as they were, 101 MB instead of 12 MB each.
     #[arg(long)]
-    bucket: Option<String>,
+    full: bool,
+    /// How many times faster than recorded the requests come.
+    #[arg(long, default_value = "4.0", value_parser = replay::speed)]
+    speed: f64,
+    /// Where the page with tables and plots goes.
+    #[arg(long, default_value = "flightcache-report.html")]
+    html: PathBuf,
 }
 
-struct Query {
-    name: &'static str,
-    columns: Option<&'static [&'static str]>,
-    filter: Option<&'static str>,
-}
-
-const QUERIES: [Query; 4] = [
-    Query { name: "whole file", columns: None, filter: None },
-    Query { name: "2 of 20 columns", columns: Some(&["id", "m3"]), filter: None },
-    Query { name: "station = 'station-042'", columns: Some(&["id", "m1", "m2"]), filter: Some("station = 'station-042'") },
-    Query { name: "point on the sorted id", columns: None, filter: Some("id = 314159") },
-];
-
-#[derive(Clone, Copy, Default)]
-struct Sample {
-    elapsed: Duration,
-    rows: usize,
-    requests: u64,
-    bytes: u64,
-    stats: ScanStats,
-}
-
+/// Makes the files, replays the traces, prints the tables and says where the page is.
 pub async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
     let directory = tempfile::tempdir()?;
-    let (inner, place): (Arc<dyn ObjectStore>, String) = match &options.bucket {
-        Some(bucket) => (Arc::new(AmazonS3Builder::from_env().with_bucket_name(bucket).build()?), format!("bucket {bucket}")),
-        None => (Arc::new(LocalFileSystem::new_with_prefix(directory.path())?), "a local directory".to_owned()),
+    let data = directory.path().to_str().ok_or("the temporary directory has a name that is not UTF-8")?.to_owned();
+    let large_rows = if options.full { FULL_LARGE_ROWS } else { LARGE_ROWS };
+    let files = Files { large_rows, small_rows: SMALL_ROWS, seed: 7 };
+    let (mut count, mut total, mut largest) = (0, 0, 0);
+    generate::write(&place::open(&data)?, files, |file| {
+        count += 1;
+        total += file.size;
+        largest = largest.max(file.size);
+    })
+    .await?;
+    let replayed = replay::Options {
+        data,
+        traces: TRACES.map(ToOwned::to_owned).to_vec(),
+        servers: Servers::Own(1),
+        url_prefix: None,
+        sides: vec![SideKind::Direct, SideKind::WholeFile, SideKind::Flightcache],
+        capacity: ByteSize::gb(1),
+        rounds: 1,
+        speed: options.speed,
+        distance: Distance { latency: LATENCY, bandwidth: BANDWIDTH },
+        output: Output { json: None, html: Some(options.html) },
     };
-    let file = data::parquet(options.rows)?;
-    println!("{} rows, 20 columns, {} of Snappy Parquet in {place}", options.rows, ByteSize(file.len() as u64));
-    let bandwidth = match options.bandwidth.as_u64() {
-        0 => "no bound on bandwidth".to_owned(),
-        _ => format!("{} a second", options.bandwidth),
-    };
-    println!("injected in front of it: {:?} a request, {bandwidth}", options.latency);
-    inner.put(&Path::from("quickstart.parquet"), file.into()).await?;
-
-    let bandwidth = Some(options.bandwidth.as_u64()).filter(|bandwidth| *bandwidth > 0);
-    let store = Arc::new(SlowStore::new(inner, options.latency, bandwidth));
-    let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-    let settings = Settings { listen: any, admin: any, ..Settings::default() };
-    let sources =
-        Sources::default().with_store("s3://bench/", Arc::clone(&store) as Arc<dyn ObjectStore>, Freshness::default())?;
-    let server = Server::start_with(&settings, sources, Arc::new(Metrics::new()?)).await?;
-    let client = Client::connect(&format!("grpc://{}", server.flight_addr())).await?;
-
-    let mut table = Table::new();
-    table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header([
-        "read",
-        "rows",
-        "direct",
-        "cold",
-        "warm",
-        "cold / direct",
-        "direct / warm",
-        "warm hits",
-        "store: direct",
-        "store: cold",
-        "store: warm",
-    ]);
-    table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
-    for query in &QUERIES {
-        let (mut direct, mut cold, mut warm) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..options.rounds.max(1) {
-            direct.push(read_directly(&store, query).await?);
-            client.evict(URL).await?;
-            cold.push(read_cached(&client, &store, query).await?);
-            warm.push(read_cached(&client, &store, query).await?);
-        }
-        let (direct, cold, warm) = (median(direct), median(cold), median(warm));
-        if direct.rows != cold.rows || direct.rows != warm.rows {
-            return Err(format!("{}: {} rows directly, {} cold, {} warm", query.name, direct.rows, cold.rows, warm.rows).into());
-        }
-        let ms = |sample: &Sample| format!("{:.1} ms", sample.elapsed.as_secs_f64() * 1e3);
-        let asked = |sample: &Sample| format!("{} / {}", sample.requests, ByteSize(sample.bytes));
-        let ratio = |a: &Sample, b: &Sample| format!("{:.2}", a.elapsed.as_secs_f64() / b.elapsed.as_secs_f64());
-        table.add_row([
-            query.name.to_owned(),
-            warm.rows.to_string(),
-            ms(&direct),
-            ms(&cold),
-            ms(&warm),
-            ratio(&cold, &direct),
-            ratio(&direct, &warm),
-            format!("{}/{}", warm.stats.chunks_hit, warm.stats.chunks_hit + warm.stats.chunks_missed),
-            asked(&direct),
-            asked(&cold),
-            asked(&warm),
-        ]);
-    }
-    println!("{table}");
-    println!(
-        "direct: DataFusion reading the store in this process; cold, warm: through a server, over loopback TCP; medians of {}",
-        options.rounds.max(1)
-    );
-    println!("store: requests / bytes that reached it");
-    drop(client);
-    server.shutdown().await;
-    Ok(())
-}
-
-const URL: &str = "s3://bench/quickstart.parquet";
-
-async fn read_directly(store: &Arc<SlowStore>, query: &Query) -> Result<Sample, Box<dyn std::error::Error>> {
-    store.take_counts();
-    let started = Instant::now();
-    let context = SessionContext::new();
-    context.register_object_store(&Url::parse("s3://bench/")?, Arc::clone(store) as Arc<dyn ObjectStore>);
-    let mut frame = context.read_parquet(URL, ParquetReadOptions::default()).await?;
-    if let Some(filter) = query.filter {
-        let filter = frame.parse_sql_expr(filter)?;
-        frame = frame.filter(filter)?;
-    }
-    if let Some(columns) = query.columns {
-        frame = frame.select_columns(columns)?;
-    }
-    let mut batches = frame.execute_stream().await?;
-    let mut rows = 0;
-    while let Some(batch) = batches.try_next().await? {
-        rows += batch.num_rows();
-    }
-    let (requests, bytes) = store.take_counts();
-    Ok(Sample { elapsed: started.elapsed(), rows, requests, bytes, stats: ScanStats::default() })
-}
-
-async fn read_cached(client: &Client, store: &SlowStore, query: &Query) -> Result<Sample, Box<dyn std::error::Error>> {
-    store.take_counts();
-    let started = Instant::now();
-    let mut scan = client.scan(URL);
-    if let Some(columns) = query.columns {
-        scan = scan.columns(columns.iter().copied());
-    }
-    if let Some(filter) = query.filter {
-        scan = scan.filter(filter);
-    }
-    let mut batches = scan.send().await?;
-    let mut rows = 0;
-    while let Some(batch) = batches.try_next().await? {
-        rows += batch.num_rows();
-    }
-    let elapsed = started.elapsed();
-    let (requests, bytes) = store.take_counts();
-    Ok(Sample { elapsed, rows, requests, bytes, stats: batches.stats() })
-}
-
-fn median(mut samples: Vec<Sample>) -> Sample {
-    samples.sort_by_key(|sample| sample.elapsed);
-    samples.get(samples.len() / 2).copied().unwrap_or_default()
+    let mut report = output::report("Flightcache quickstart");
+    report.notes.push(format!(
+        "The original traces {} on {count} files of random numbers, {} together, the large ones {} each{}.",
+        TRACES.join(", "),
+        ByteSize(total).display().si(),
+        ByteSize(largest).display().si(),
+        if options.full { "" } else { " (a tenth of the rows they had; --full makes all)" },
+    ));
+    replay::measure(&replayed, report).await
 }

@@ -49,7 +49,7 @@ pub struct Report {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Replay {
     pub trace: String,
-    /// Requests of the trace; each side got them all.
+    /// Requests of the trace in all rounds together; each side got them all.
     pub requests: u64,
     /// From the first request to the last, in seconds.
     pub span_s: f64,
@@ -64,12 +64,18 @@ pub struct Side {
     pub mean_ms: f64,
     pub p50_ms: f64,
     pub p99_ms: f64,
+    /// Mean response time of the first request for each object of the trace, and of all others; `None` without any.
+    #[serde(default)]
+    pub cold_ms: Option<f64>,
+    #[serde(default)]
+    pub repeat_ms: Option<f64>,
     /// Mean time of a request in each stage, in milliseconds. The stages are disjoint: `server_ms` is the server's time outside
     /// the other two, and what is missing to `mean_ms` is shown as the rest (network, client).
     pub fetch_ms: f64,
     pub decode_ms: f64,
     pub server_ms: f64,
-    /// Requests answered from the cache and not; both 0 on a side that does not cache.
+    /// Look-ups in the cache that it answered and that it did not, one for each column chunk or whole file; both 0 on a side
+    /// that does not cache.
     pub hits: u64,
     pub misses: u64,
     /// Bytes and requests that reached the object store.

@@ -16,6 +16,8 @@ use object_store::{
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use crate::read_clock::ReadClock;
+
 /// Delays each read by `latency`, and lets `bytes_per_second` through, all readers together. Counts both.
 #[derive(Debug)]
 pub struct SlowStore {
@@ -24,6 +26,12 @@ pub struct SlowStore {
     bytes_per_second: Option<u64>,
     /// When the link is free again.
     link: Arc<Mutex<Instant>>,
+    counts: Arc<Counts>,
+    clock: ReadClock,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
     requests: AtomicU64,
     bytes: AtomicU64,
 }
@@ -31,12 +39,30 @@ pub struct SlowStore {
 impl SlowStore {
     pub fn new(inner: Arc<dyn ObjectStore>, latency: Duration, bytes_per_second: Option<u64>) -> Self {
         let link = Arc::new(Mutex::new(Instant::now()));
-        Self { inner, latency, bytes_per_second, link, requests: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+        Self { inner, latency, bytes_per_second, link, counts: Arc::default(), clock: ReadClock::default() }
+    }
+
+    /// The same store over the same link, with the same counts, and a clock of its own.
+    #[must_use]
+    pub fn view(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            latency: self.latency,
+            bytes_per_second: self.bytes_per_second,
+            link: Arc::clone(&self.link),
+            counts: Arc::clone(&self.counts),
+            clock: ReadClock::default(),
+        }
     }
 
     /// Requests and bytes since the last call.
     pub fn take_counts(&self) -> (u64, u64) {
-        (self.requests.swap(0, Ordering::Relaxed), self.bytes.swap(0, Ordering::Relaxed))
+        (self.counts.requests.swap(0, Ordering::Relaxed), self.counts.bytes.swap(0, Ordering::Relaxed))
+    }
+
+    /// Time during which at least one read through this view was under way.
+    pub fn reading(&self) -> Duration {
+        self.clock.elapsed()
     }
 }
 
@@ -49,32 +75,36 @@ impl fmt::Display for SlowStore {
 #[async_trait]
 impl ObjectStore for SlowStore {
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.requests.fetch_add(1, Ordering::Relaxed);
+        let reading = self.clock.start();
+        self.counts.requests.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(self.latency).await;
         let is_head = options.head;
         let mut result = self.inner.get_opts(location, options).await?;
+        // `PrefixStore` answers with the path in the store below it.
+        result.meta.location = location.clone();
         if is_head {
             return Ok(result);
         }
         let len = result.range.end - result.range.start;
-        self.bytes.fetch_add(len, Ordering::Relaxed);
-        if let Some(bytes_per_second) = self.bytes_per_second {
-            let (meta, range, attributes) = (result.meta.clone(), result.range.clone(), result.attributes.clone());
-            let link = Arc::clone(&self.link);
-            let paced = async move {
-                let bytes = result.bytes().await?;
+        self.counts.bytes.fetch_add(len, Ordering::Relaxed);
+        let (meta, range, attributes) = (result.meta.clone(), result.range.clone(), result.attributes.clone());
+        let transfer =
+            self.bytes_per_second.map(|bytes_per_second| Duration::from_secs_f64(len as f64 / bytes_per_second as f64));
+        let link = Arc::clone(&self.link);
+        let body = async move {
+            let _reading = reading;
+            let bytes = result.bytes().await?;
+            if let Some(transfer) = transfer {
                 let arrives = {
                     let mut free_at = link.lock().await;
-                    *free_at =
-                        (*free_at).max(Instant::now()) + Duration::from_secs_f64(bytes.len() as f64 / bytes_per_second as f64);
+                    *free_at = (*free_at).max(Instant::now()) + transfer;
                     *free_at
                 };
                 tokio::time::sleep_until(arrives).await;
-                Ok(bytes)
-            };
-            result = GetResult { payload: GetResultPayload::Stream(paced.into_stream().boxed()), meta, range, attributes };
-        }
-        Ok(result)
+            }
+            Ok(bytes)
+        };
+        Ok(GetResult { payload: GetResultPayload::Stream(body.into_stream().boxed()), meta, range, attributes })
     }
 
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {

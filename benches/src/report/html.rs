@@ -45,7 +45,10 @@ fn replay_section(replays: &[Replay]) -> Rendered {
     Ok(html! {
         section {
             h2 { "Replay" }
-            p { "Each trace was replayed against each side. The fastest side of a trace is in bold." }
+            p {
+                "Each trace was replayed against each side. The fastest side of a trace is in bold. Cold: the first request for "
+                "each object; repeat: all others."
+            }
             (replay_table(replays))
             @for replay in replays {
                 h3 { (replay.trace) }
@@ -80,15 +83,15 @@ fn replay_table(replays: &[Replay]) -> Markup {
             thead {
                 tr {
                     th.name rowspan="2" scope="col" { "side" }
-                    th.group colspan="3" scope="colgroup" { "response, ms" }
+                    th.group colspan="5" scope="colgroup" { "response, ms" }
                     th.group colspan="3" scope="colgroup" { "stage means, ms" }
-                    th rowspan="2" scope="col" { "hits of requests" }
+                    th rowspan="2" scope="col" { "hits" }
                     th.group colspan="2" scope="colgroup" { "from S3" }
                     th rowspan="2" scope="col" { "errors" }
                     th rowspan="2" scope="col" { "ratio to direct" }
                 }
                 tr {
-                    @for name in ["average", "p50", "p99", "file fetch", "decoding", "server", "bytes", "requests"] {
+                    @for name in ["average", "p50", "p99", "cold", "repeat", "file fetch", "decoding", "server", "bytes", "requests"] {
                         th scope="col" { (name) }
                     }
                 }
@@ -96,13 +99,13 @@ fn replay_table(replays: &[Replay]) -> Markup {
             @for replay in replays {
                 @let best = fastest(replay);
                 tbody {
-                    tr.trace { th.name colspan="12" scope="rowgroup" {
+                    tr.trace { th.name colspan="14" scope="rowgroup" {
                         (replay.trace) span.muted { " · " (count(replay.requests)) " requests in " (number(replay.span_s)) " s" }
                     } }
                     @for (index, side) in replay.sides.iter().enumerate() {
                         tr.best[best == Some(index)] {
                             th.name scope="row" { (side.name) }
-                            @for time in [side.mean_ms, side.p50_ms, side.p99_ms, side.fetch_ms, side.decode_ms, side.server_ms] {
+                            @for time in response_times(side).into_iter().chain([side.fetch_ms, side.decode_ms, side.server_ms]) {
                                 td { (number(time)) }
                             }
                             td { (percent(side.hit_rate())) }
@@ -232,6 +235,11 @@ fn load_table(load: &Load) -> Markup {
             }
         } }
     }
+}
+
+fn response_times(side: &Side) -> [f64; 5] {
+    let [cold_ms, repeat_ms] = [side.cold_ms, side.repeat_ms].map(|time| time.unwrap_or(f64::NAN));
+    [side.mean_ms, side.p50_ms, side.p99_ms, cold_ms, repeat_ms]
 }
 
 fn errors(errors: u64) -> Markup {

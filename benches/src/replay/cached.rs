@@ -1,0 +1,137 @@
+//! Flightcache: servers in this process, or ones that run already.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytesize::ByteSize;
+use flightcache::Client;
+use flightcache_proto::{Part, SLOT_COUNT, Slot};
+use flightcache_server::Server;
+use futures::{StreamExt as _, TryStreamExt as _};
+use object_store::ObjectStore;
+
+use super::side::{Answer, AskError, Read, Side, StoreCounts};
+use crate::place::{self, SOURCE};
+use crate::slow_store::SlowStore;
+
+/// Evictions under way at a time.
+const EVICTIONS_AT_A_TIME: usize = 16;
+
+/// Which of `count` servers answers for an object: the slot of its footer, scaled.
+pub(super) fn owner(url: &str, count: usize) -> usize {
+    usize::from(Slot::of(url, Part::Footer).get()) * count / usize::from(SLOT_COUNT)
+}
+
+/// Each request has a client of its own, which connects and learns the routes first.
+pub struct Cached {
+    locations: Vec<String>,
+    /// What stands before an object's name in its URL.
+    prefix: String,
+    counts: Counts,
+}
+
+enum Counts {
+    /// Servers in this process, all over one store.
+    Own { servers: Mutex<Vec<Server>>, store: Arc<SlowStore> },
+    /// Running ones: their figures at the last look.
+    Running(Mutex<StoreCounts>),
+}
+
+impl Cached {
+    /// Starts `count` servers in this process.
+    pub async fn start(store: Arc<SlowStore>, count: usize, capacity: ByteSize) -> Result<Self, Box<dyn std::error::Error>> {
+        let mut servers = Vec::with_capacity(count);
+        for _ in 0..count {
+            servers.push(place::serve(Arc::clone(&store) as Arc<dyn ObjectStore>, capacity).await?);
+        }
+        let locations = servers.iter().map(|server| format!("grpc://{}", server.flight_addr())).collect();
+        Ok(Self { locations, prefix: SOURCE.to_owned(), counts: Counts::Own { servers: Mutex::new(servers), store } })
+    }
+
+    /// Uses running servers, which know an object by `prefix` and its name.
+    pub async fn connect(locations: Vec<String>, prefix: String) -> Result<Self, AskError> {
+        let cached = Self { locations, prefix, counts: Counts::Running(Mutex::default()) };
+        cached.take_counts().await?;
+        Ok(cached)
+    }
+
+    async fn server_counts(&self) -> Result<StoreCounts, AskError> {
+        let mut sum = StoreCounts::default();
+        for location in &self.locations {
+            let stats = Client::connect(location).await?.stats().await?;
+            sum.requests += stats.store_requests;
+            sum.bytes += stats.store_bytes;
+        }
+        Ok(sum)
+    }
+}
+
+#[async_trait]
+impl Side for Cached {
+    fn name(&self) -> &'static str {
+        "flightcache"
+    }
+
+    async fn ask(&self, read: &Read) -> Result<Answer, AskError> {
+        let started = Instant::now();
+        let mut clients = HashMap::new();
+        let mut answer = Answer::default();
+        for object in &read.objects {
+            let url = format!("{}{object}", self.prefix);
+            let location = owner(&url, self.locations.len());
+            let client = match clients.entry(location) {
+                Entry::Occupied(client) => client.into_mut(),
+                Entry::Vacant(client) => client.insert(Client::connect(&self.locations[location]).await?),
+            };
+            let mut scan = client.scan(url);
+            if let Some(columns) = &read.columns {
+                scan = scan.columns(columns.iter().cloned());
+            }
+            let mut batches = scan.send().await?;
+            while let Some(batch) = batches.try_next().await? {
+                answer.rows += batch.num_rows() as u64;
+            }
+            let stats = batches.stats();
+            answer.fetch += Duration::from_micros(stats.fetch_us);
+            answer.decode += Duration::from_micros(stats.decode_us);
+            answer.server += Duration::from_micros(stats.filter_us + stats.encode_us);
+            answer.hits += stats.chunks_hit;
+            answer.misses += stats.chunks_missed;
+        }
+        Ok(answer.within(started.elapsed()))
+    }
+
+    async fn empty(&self, objects: &[String]) -> Result<(), AskError> {
+        for location in &self.locations {
+            let client = &Client::connect(location).await?;
+            let urls: Vec<String> = objects.iter().map(|object| format!("{}{object}", self.prefix)).collect();
+            let evictions = futures::stream::iter(urls).map(|url| async move { client.evict(&url).await });
+            evictions.buffer_unordered(EVICTIONS_AT_A_TIME).try_for_each(|_| std::future::ready(Ok(()))).await?;
+        }
+        Ok(())
+    }
+
+    async fn take_counts(&self) -> Result<StoreCounts, AskError> {
+        match &self.counts {
+            Counts::Own { store, .. } => Ok(store.take_counts().into()),
+            Counts::Running(last) => {
+                let now = self.server_counts().await?;
+                let before = std::mem::replace(&mut *last.lock().unwrap_or_else(PoisonError::into_inner), now);
+                Ok(StoreCounts {
+                    requests: now.requests.saturating_sub(before.requests),
+                    bytes: now.bytes.saturating_sub(before.bytes),
+                })
+            }
+        }
+    }
+
+    async fn stop(&self) {
+        if let Counts::Own { servers, .. } = &self.counts {
+            let servers = std::mem::take(&mut *servers.lock().unwrap_or_else(PoisonError::into_inner));
+            futures::future::join_all(servers.into_iter().map(Server::shutdown)).await;
+        }
+    }
+}
