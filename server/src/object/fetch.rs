@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use flightcache_proto::{Error, ErrorKind, Result, Version};
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::future::{BoxFuture, Shared};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, GetResult, ObjectStoreExt as _};
 use tokio::sync::Semaphore;
@@ -65,6 +66,36 @@ pub struct Segments {
     parts: Vec<(u64, Bytes)>,
 }
 
+/// Reads of one version of an object, shared by those who wait for parts of it. Dropped, they stop.
+#[derive(Clone)]
+pub struct Reads {
+    parts: Vec<(Range<u64>, SharedRead)>,
+}
+
+type SharedRead = Shared<BoxFuture<'static, Result<Bytes>>>;
+
+impl Reads {
+    /// What `ranges` need, as soon as that is there.
+    pub async fn covering(&self, ranges: &[Range<u64>]) -> Result<Segments> {
+        let touched = |read: &Range<u64>| ranges.iter().any(|range| range.start < read.end && read.start < range.end);
+        let reads = self.parts.iter().filter(|(read, _)| touched(read)).map(|(read, bytes)| {
+            let (start, bytes) = (read.start, bytes.clone());
+            async move { Ok::<_, Error>((start, bytes.await?)) }
+        });
+        Ok(Segments { parts: futures::future::try_join_all(reads).await? })
+    }
+}
+
+impl From<Segments> for Reads {
+    fn from(segments: Segments) -> Self {
+        let read = |(start, bytes): (u64, Bytes)| {
+            let range = start..start + bytes.len() as u64;
+            (range, std::future::ready(Ok(bytes)).boxed().shared())
+        };
+        Self { parts: segments.parts.into_iter().map(read).collect() }
+    }
+}
+
 impl FetchLimits {
     /// At most `max_requests` reads at a time.
     pub fn new(max_requests: usize, metrics: Arc<Metrics>) -> Self {
@@ -73,6 +104,11 @@ impl FetchLimits {
 }
 
 impl Segments {
+    /// A whole object.
+    pub fn whole(bytes: Bytes) -> Self {
+        Self { parts: vec![(0, bytes)] }
+    }
+
     /// The bytes of `range`, copied only where they straddle two reads; `None` when they were not fetched.
     pub fn get(&self, range: Range<u64>) -> Option<Bytes> {
         let first = self.parts.partition_point(|(start, bytes)| start + bytes.len() as u64 <= range.start);
@@ -207,39 +243,63 @@ impl ObjectRef {
         meter: &ScanMeter,
     ) -> Result<Segments> {
         let reads = futures::stream::iter(coalesce(ranges)).map(|range| async move {
-            let options = GetOptions {
-                range: Some(GetRange::Bounded(range.clone())),
-                if_match: match version {
-                    Some(Version::ETag(tag)) => Some(tag.to_string()),
-                    _ => None,
-                },
-                version: match version {
-                    Some(Version::Id(id)) => Some(id.to_string()),
-                    _ => None,
-                },
-                ..GetOptions::default()
-            };
-            let what = format!("bytes {}..{}", range.start, range.end);
-            let (meta, bytes) =
-                self.get(options, &what, limits, meter).await.map_err(|error| store_error(&self.url, &what, &error))?;
-            if let (Some(expected), Some(found)) = (version, Version::new(meta.e_tag.as_deref(), meta.version.as_deref())) {
-                // Not every store honours If-Match.
-                if matches!(expected, Version::ETag(_)) && *expected != found {
-                    return Err(Error::new(
-                        ErrorKind::Changed,
-                        format!("{} {what}: now {found}, no longer {expected}", self.url),
-                    ));
-                }
-            }
-            if bytes.len() as u64 != range.end - range.start {
-                let message = format!("{} {what}: the store answered {} bytes", self.url, bytes.len());
-                return Err(Error::new(ErrorKind::Unavailable, message));
-            }
-            Ok((range.start, bytes))
+            let start = range.start;
+            Ok((start, self.range(version, range, limits, meter).await?))
         });
         let mut parts: Vec<_> = reads.buffer_unordered(MAX_REQUESTS_PER_CALL).try_collect().await?;
         parts.sort_by_key(|(start, _)| *start);
         Ok(Segments { parts })
+    }
+
+    /// The same as reads that each begin when somebody waits for what they bring.
+    pub fn reads(&self, version: Option<&Version>, ranges: &[Range<u64>], limits: &FetchLimits, meter: &Arc<ScanMeter>) -> Reads {
+        let turns = Arc::new(Semaphore::new(MAX_REQUESTS_PER_CALL));
+        let read = |range: Range<u64>| {
+            let (object, version, limits, meter) = (self.clone(), version.cloned(), limits.clone(), Arc::clone(meter));
+            let (turns, bytes) = (Arc::clone(&turns), range.clone());
+            let read = async move {
+                // Never closed, as above.
+                let _turn = turns.acquire().await;
+                object.range(version.as_ref(), bytes, &limits, &meter).await
+            };
+            (range, read.boxed().shared())
+        };
+        Reads { parts: coalesce(ranges).into_iter().map(read).collect() }
+    }
+
+    async fn range(
+        &self,
+        version: Option<&Version>,
+        range: Range<u64>,
+        limits: &FetchLimits,
+        meter: &ScanMeter,
+    ) -> Result<Bytes> {
+        let options = GetOptions {
+            range: Some(GetRange::Bounded(range.clone())),
+            if_match: match version {
+                Some(Version::ETag(tag)) => Some(tag.to_string()),
+                _ => None,
+            },
+            version: match version {
+                Some(Version::Id(id)) => Some(id.to_string()),
+                _ => None,
+            },
+            ..GetOptions::default()
+        };
+        let what = format!("bytes {}..{}", range.start, range.end);
+        let (meta, bytes) =
+            self.get(options, &what, limits, meter).await.map_err(|error| store_error(&self.url, &what, &error))?;
+        if let (Some(expected), Some(found)) = (version, Version::new(meta.e_tag.as_deref(), meta.version.as_deref())) {
+            // Not every store honours If-Match.
+            if matches!(expected, Version::ETag(_)) && *expected != found {
+                return Err(Error::new(ErrorKind::Changed, format!("{} {what}: now {found}, no longer {expected}", self.url)));
+            }
+        }
+        if bytes.len() as u64 != range.end - range.start {
+            let message = format!("{} {what}: the store answered {} bytes", self.url, bytes.len());
+            return Err(Error::new(ErrorKind::Unavailable, message));
+        }
+        Ok(bytes)
     }
 
     async fn get(

@@ -12,7 +12,7 @@ mod listing;
 mod source;
 mod url;
 
-pub use fetch::{FetchLimits, ObjectRef, Segments, Suffix, read_bytes};
+pub use fetch::{FetchLimits, ObjectRef, Reads, Segments, Suffix, read_bytes};
 pub use freshness::Freshness;
 pub use hive::HiveColumns;
 pub(crate) use hive::value_of as hive_value;

@@ -54,7 +54,11 @@ pub(super) enum Rest {
 /// What a read of the footer gave.
 pub(super) enum FooterRead {
     NotModified,
-    Read(Box<Footer>),
+    Read {
+        footer: Box<Footer>,
+        /// The whole object, if the first read brought that.
+        whole: Option<Bytes>,
+    },
 }
 
 impl Footer {
@@ -161,6 +165,7 @@ impl Footer {
             Suffix::Read { bytes, size, version } => (bytes, size, version),
         };
         let corrupt = |error: ParquetError| parquet_error(object.url(), "footer", &error);
+        let whole = (bytes.len() as u64 == size).then(|| bytes.clone());
         let mut pieces = vec![(size.saturating_sub(bytes.len() as u64), bytes)];
         let mut policy = PageIndexPolicy::Optional;
         // Three asks at most: the footer's length, the footer, the page index; one more when the page index is unusable.
@@ -170,7 +175,8 @@ impl Footer {
             let missing = match parsed {
                 Ok(Ok(DecodeResult::Data(metadata))) => {
                     let tail_bytes = pieces.iter().map(|(start, _)| size - start).max().unwrap_or(0);
-                    return Self::new(object, version, size, metadata, tail_bytes).map(Box::new).map(FooterRead::Read);
+                    let footer = Self::new(object, version, size, metadata, tail_bytes)?;
+                    return Ok(FooterRead::Read { footer: Box::new(footer), whole });
                 }
                 Ok(Ok(DecodeResult::NeedsData(ranges))) => ranges,
                 Ok(Ok(DecodeResult::Finished)) => {

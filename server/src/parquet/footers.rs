@@ -5,6 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use flightcache_proto::{Error, Result, Version};
 use futures::FutureExt as _;
 use futures::future::{Shared, WeakShared};
@@ -20,6 +21,9 @@ use crate::object::{FetchLimits, Freshness, ObjectRef};
 const DEFAULT_HINT_BYTES: u64 = 64 << 10;
 /// The largest guess a remembered size may lead to.
 const MAX_HINT_BYTES: u64 = 4 << 20;
+/// Objects that are not larger are read whole, footer and data in one request, once their directory is known to hold such: at
+/// 100 MB/s that costs less than another request.
+const MAX_WHOLE_BYTES: u64 = 2 << 20;
 
 type Read = Pin<Box<dyn Future<Output = Result<Arc<Footer>>> + Send>>;
 
@@ -30,6 +34,7 @@ type Read = Pin<Box<dyn Future<Output = Result<Arc<Footer>>> + Send>>;
 pub struct Footers {
     state: Mutex<State>,
     capacity_bytes: usize,
+    whole_capacity_bytes: usize,
     limits: FetchLimits,
 }
 
@@ -37,10 +42,28 @@ struct State {
     resident: LruCache<Arc<str>, Resident>,
     resident_bytes: usize,
     under_way: HashMap<Arc<str>, WeakShared<Read>>,
-    /// Bytes that suffix reads have to cover, by directory.
-    hints: LruCache<String, u64>,
+    /// What the objects of a directory were like.
+    hints: LruCache<String, Hint>,
+    /// Objects that came whole with their footers, until their data is asked for.
+    whole: LruCache<Arc<str>, (Version, Bytes)>,
+    whole_bytes: usize,
     /// Grows with every eviction on request, so that a read begun before it is not kept.
     generation: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Hint {
+    /// The longest metadata, in bytes from the end.
+    tail_bytes: u64,
+    /// Size of the last object, in bytes.
+    size: u64,
+}
+
+impl Hint {
+    fn suffix_bytes(self, may_be_whole: bool) -> u64 {
+        let whole = if may_be_whole && self.size <= MAX_WHOLE_BYTES { self.size + self.size / 4 } else { 0 };
+        self.tail_bytes.max(whole)
+    }
 }
 
 #[derive(Clone)]
@@ -51,11 +74,21 @@ struct Resident {
 }
 
 impl Footers {
-    /// A cache of at most `capacity_bytes`.
+    /// A cache of at most `capacity_bytes`, a quarter of it for small objects that came whole.
     pub fn new(capacity_bytes: usize, limits: FetchLimits) -> Arc<Self> {
         let hints = LruCache::new(std::num::NonZeroUsize::new(4_096).unwrap_or(std::num::NonZeroUsize::MIN));
-        let state = State { resident: LruCache::unbounded(), resident_bytes: 0, under_way: HashMap::new(), hints, generation: 0 };
-        Arc::new(Self { state: Mutex::new(state), capacity_bytes, limits })
+        let state = State {
+            resident: LruCache::unbounded(),
+            resident_bytes: 0,
+            under_way: HashMap::new(),
+            hints,
+            whole: LruCache::unbounded(),
+            whole_bytes: 0,
+            generation: 0,
+        };
+        let whole_capacity_bytes = capacity_bytes / 4;
+        let capacity_bytes = capacity_bytes - whole_capacity_bytes;
+        Arc::new(Self { state: Mutex::new(state), capacity_bytes, whole_capacity_bytes, limits })
     }
 
     /// The footer of a version that the source's freshness lets us serve.
@@ -90,12 +123,10 @@ impl Footers {
                 let join = freshness != Freshness::Always;
                 let read = join.then(|| state.under_way.get(object.url()).and_then(WeakShared::upgrade)).flatten();
                 let read = read.unwrap_or_else(|| {
-                    let read = self.start(
-                        object.clone(),
-                        known.as_ref().map(|known| Arc::clone(&known.footer)),
-                        state.generation,
-                        meter,
-                    );
+                    let known = known.as_ref().map(|known| Arc::clone(&known.footer));
+                    // Of a listing's many objects, none would be kept until its data is asked for.
+                    let may_be_whole = listed.is_none() && known.is_none();
+                    let read = self.start(object.clone(), known, may_be_whole, state.generation, meter);
                     state.under_way.retain(|_, read| read.upgrade().is_some());
                     if let Some(weak) = read.downgrade() {
                         state.under_way.insert(object.shared_url(), weak);
@@ -131,11 +162,13 @@ impl Footers {
         self: &Arc<Self>,
         object: ObjectRef,
         known: Option<Arc<Footer>>,
+        may_be_whole: bool,
         generation: u64,
         meter: &Arc<ScanMeter>,
     ) -> Shared<Read> {
         let (this, meter) = (Arc::clone(self), Arc::clone(meter));
-        let task = AbortOnDropHandle::new(tokio::spawn(async move { this.read(object, known, generation, &meter).await }));
+        let task =
+            AbortOnDropHandle::new(tokio::spawn(async move { this.read(object, known, may_be_whole, generation, &meter).await }));
         let read: Read =
             Box::pin(async move { task.await.unwrap_or_else(|e| Err(Error::internal(format!("footer read ended early: {e}")))) });
         read.shared()
@@ -145,24 +178,26 @@ impl Footers {
         &self,
         object: ObjectRef,
         known: Option<Arc<Footer>>,
+        may_be_whole: bool,
         generation: u64,
         meter: &ScanMeter,
     ) -> Result<Arc<Footer>> {
         let directory = object.url().rsplit_once('/').map_or("", |(directory, _)| directory).to_owned();
-        let hint_bytes = self.lock().hints.get(&directory).copied().unwrap_or(DEFAULT_HINT_BYTES);
+        let hint = self.lock().hints.get(&directory).copied();
+        let hint_bytes = hint.map_or(DEFAULT_HINT_BYTES, |hint| hint.suffix_bytes(may_be_whole));
         let sent_at = Instant::now();
         let version = known.as_ref().and_then(|known| known.version());
-        let footer = match (Footer::read(&object, version, hint_bytes, &self.limits, meter).await?, &known) {
-            (FooterRead::Read(footer), _) => Arc::from(footer),
-            (FooterRead::NotModified, Some(known)) => Arc::clone(known),
+        let (footer, whole) = match (Footer::read(&object, version, hint_bytes, &self.limits, meter).await?, &known) {
+            (FooterRead::Read { footer, whole }, _) => (Arc::<Footer>::from(footer), whole),
+            (FooterRead::NotModified, Some(known)) => (Arc::clone(known), None),
             (FooterRead::NotModified, None) => {
                 return Err(Error::internal(format!("{}: not modified, though nothing was known", object.url())));
             }
         };
         let mut state = self.lock();
-        if footer.tail_bytes > hint_bytes {
-            state.hints.put(directory, footer.tail_bytes.next_multiple_of(4 << 10).min(MAX_HINT_BYTES));
-        }
+        let tail_bytes = footer.tail_bytes.next_multiple_of(4 << 10).min(MAX_HINT_BYTES);
+        let tail_bytes = hint.map_or(DEFAULT_HINT_BYTES, |hint| hint.tail_bytes).max(tail_bytes);
+        state.hints.put(directory, Hint { tail_bytes, size: footer.size });
         let weight = footer.weight_bytes();
         if footer.id.is_some() && state.generation == generation && weight <= self.capacity_bytes {
             let newer = state.resident.peek(object.url()).is_some_and(|resident| resident.confirmed_at > sent_at);
@@ -177,8 +212,26 @@ impl Footers {
                 let Some((_, old)) = state.resident.pop_lru() else { break };
                 state.resident_bytes -= old.footer.weight_bytes();
             }
+            if let (Some(bytes), Some(version)) = (whole, footer.version()) {
+                state.whole_bytes += bytes.len();
+                if let Some((_, (_, old))) = state.whole.push(object.shared_url(), (version.clone(), bytes)) {
+                    state.whole_bytes -= old.len();
+                }
+                while state.whole_bytes > self.whole_capacity_bytes {
+                    let Some((_, (_, old))) = state.whole.pop_lru() else { break };
+                    state.whole_bytes -= old.len();
+                }
+            }
         }
         Ok(footer)
+    }
+
+    /// The bytes of an object that came whole with this footer, for whoever asks first.
+    pub fn take_whole(&self, footer: &Footer) -> Option<Bytes> {
+        let mut state = self.lock();
+        let (version, bytes) = state.whole.pop(footer.object.url())?;
+        state.whole_bytes -= bytes.len();
+        (footer.version() == Some(&version)).then_some(bytes)
     }
 
     /// Forgets one object, so that its next use asks the store. Used when a read found it overwritten.
@@ -191,6 +244,12 @@ impl Footers {
         let mut state = self.lock();
         state.generation += 1;
         state.under_way.retain(|url, _| !matches(url));
+        let whole: Vec<_> = state.whole.iter().map(|(url, _)| Arc::clone(url)).filter(|url| matches(url)).collect();
+        for url in whole {
+            if let Some((_, bytes)) = state.whole.pop(&url) {
+                state.whole_bytes -= bytes.len();
+            }
+        }
         let gone: Vec<_> = state.resident.iter().map(|(url, _)| Arc::clone(url)).filter(|url| matches(url)).collect();
         for url in &gone {
             if let Some(old) = state.resident.pop(url) {

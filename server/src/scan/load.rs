@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::{ChunkKey, ChunkPermit, Engine};
 use crate::admin::{ScanMeter, add_time};
 use crate::cache::{Flight, FlightError, LoadGroup, Lookup, Pinned, Reservation, ReserveError, buffers_weight};
-use crate::object::{Segments, read_bytes};
+use crate::object::{Reads, Segments, read_bytes};
 use crate::parquet::{Chunk, DecodeError, Footer, decode_chunk, decoder_panic};
 use crate::record::{LookedUp, Place, RowGroupRecord};
 
@@ -229,8 +229,7 @@ impl Engine {
         let mut reservation = self.chunks.reserve(wanted_bytes).await.map_err(|_| LoadError::TooLarge)?;
         // The receiver is gone when the scan is: then nobody needs to be told.
         let _ = reserved.send(());
-        let segments = self.fetch(group, columns).await.map_err(LoadError::Failed)?;
-        let fetched = Arc::new(Fetched { segments, _reservation: reservation.split(fetched_bytes) });
+        let fetched = Arc::new(Fetched { reads: self.reads(group, columns), _reservation: reservation.split(fetched_bytes) });
         let mut decoding = JoinSet::new();
         for (at, &column) in columns.iter().enumerate() {
             let share = reservation.split(group.decoded_bytes(column));
@@ -239,17 +238,30 @@ impl Engine {
         Ok(decoding)
     }
 
-    /// The bytes of file columns. An object that turns out overwritten is forgotten, so that the next request sees its new
-    /// version whatever the source's freshness.
-    pub(crate) async fn fetch(&self, group: &RowGroupRef, columns: &[usize]) -> Result<Segments> {
+    fn reads(&self, group: &RowGroupRef, columns: &[usize]) -> Reads {
         let footer = &group.footer;
-        let fetched = footer.object.ranges(footer.version(), &group.ranges(columns), &self.limits, &group.meter).await;
+        match self.footers.take_whole(footer) {
+            Some(bytes) => Segments::whole(bytes).into(),
+            None => footer.object.reads(footer.version(), &group.ranges(columns), &self.limits, &group.meter),
+        }
+    }
+
+    /// The bytes of file columns.
+    pub(crate) async fn fetch(&self, group: &RowGroupRef, columns: &[usize]) -> Result<Segments> {
+        self.fetched(group, &self.reads(group, columns), columns).await
+    }
+
+    /// Waits for the bytes of file columns. An object that turns out overwritten is forgotten, so that the next request sees
+    /// its new version whatever the source's freshness.
+    async fn fetched(&self, group: &RowGroupRef, reads: &Reads, columns: &[usize]) -> Result<Segments> {
+        let fetched = reads.covering(&group.ranges(columns)).await;
         if fetched.as_ref().is_err_and(|error| matches!(error.kind, ErrorKind::Changed | ErrorKind::NotFound)) {
-            self.footers.forget(footer.object.url());
+            self.footers.forget(group.footer.object.url());
         }
         fetched
     }
 
+    /// Decodes a column as soon as its bytes are there.
     async fn decode(
         self: Arc<Self>,
         at: usize,
@@ -258,16 +270,20 @@ impl Engine {
         fetched: Arc<Fetched>,
         mut reservation: Reservation,
     ) -> Decoded {
+        let segments = match self.fetched(&group, &fetched.reads, &[column]).await {
+            Ok(segments) => segments,
+            Err(error) => return (at, Err(LoadError::Failed(error))),
+        };
         let Ok(permit) = Arc::clone(&self.cpu).acquire_owned().await else {
             return (at, Err(LoadError::Failed(Error::internal("the decoders are shut down"))));
         };
         let footer = Arc::clone(&group.footer);
         // What is reserved goes with the work: it cannot be stopped, and holds its memory until it ends.
         let work = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
+            let (_permit, _fetched) = (permit, fetched);
             let started = Instant::now();
             let mut grow = |bytes: u64| reservation.try_grow(bytes.saturating_sub(reservation.bytes()));
-            let chunk = match decode_chunk(&footer, group.row_group, column, &fetched.segments, &mut grow) {
+            let chunk = match decode_chunk(&footer, group.row_group, column, &segments, &mut grow) {
                 Ok(chunk) => chunk,
                 Err(DecodeError::TooLarge) => return Err(LoadError::TooLarge),
                 Err(DecodeError::Failed(error)) => return Err(LoadError::Failed(error)),
@@ -285,7 +301,7 @@ impl Engine {
 
 /// The bytes of a load, reserved for as long as any of its decoders reads them.
 struct Fetched {
-    segments: Segments,
+    reads: Reads,
     _reservation: Reservation,
 }
 
