@@ -138,7 +138,7 @@ fn traces_come_from_files_too() {
     assert!(error.starts_with(&format!("{path}: trace line 2: ")), "{error}");
 
     let error = workload("zipfian").err().unwrap().to_string();
-    assert!(error.contains("'zipfian'") && error.contains("serial, repeat, zipf, scan-mix, shift, rounds"), "{error}");
+    assert!(error.contains("'zipfian'") && error.contains("serial, repeat, zipf, scan-mix, hot-scan, shift, rounds"), "{error}");
 
     let directory = tempfile::tempdir().unwrap();
     let error = workload(directory.path().to_str().unwrap()).err().unwrap().to_string();
