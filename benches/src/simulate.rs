@@ -28,14 +28,14 @@ const BELADY: &str = "Belady";
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// A known trace or a file of JSON Lines; repeatable. Without it all known ones: 1m, 100m, parallel, serial, repeat (the
-    /// original traces), zipf, scan-mix, shift, rounds (synthetic).
+    /// original traces), zipf, scan-mix, hot-scan, shift, rounds (synthetic).
     #[arg(long = "trace", value_name = "NAME|FILE")]
     pub traces: Vec<String>,
     /// Capacities, in percent of all that a trace touches.
     #[arg(long, value_name = "PERCENT", value_delimiter = ',', default_value = "5,10,20,40,60,80,100", value_parser = percent)]
     pub shares: Vec<f64>,
-    /// Share of the capacity that entries used more than once may hold, 0 to 1, as in the server's setting; several are
-    /// compared.
+    /// Share of the capacity that is kept from scans for entries used more than once, 0 to 1, as in the server's setting;
+    /// several are compared.
     #[arg(long, value_name = "SHARE", value_delimiter = ',', default_values_t = [Settings::default().protected_share], value_parser = protected_share)]
     pub protected_share: Vec<f64>,
     /// Where the figures go.
@@ -130,7 +130,7 @@ fn is_ours(point: &SimulationPoint) -> bool {
 fn notes(workloads: &[Workload]) -> Vec<String> {
     let policies = format!(
         "{LRU} is plain least recently used. Segmented LRU is the server's own cache code with its {} partitions; the number is \
-         the share of the capacity that entries used more than once may hold. {BELADY} knows the future: for items of one size \
+         the share of the capacity kept for entries used more than once. {BELADY} knows the future: for items of one size \
          no policy has more item hits, for other traces it is a heuristic.",
         Settings::default().partitions
     );

@@ -34,7 +34,7 @@ pub struct Settings {
     pub footer_capacity: ByteSize,
     /// Partitions of the chunk cache, each with a lock of its own.
     pub partitions: usize,
-    /// Share of the capacity that chunks used more than once may hold against scans; 0 is plain LRU.
+    /// Share of the capacity that is kept from scans for chunks used more than once; 0 is plain LRU.
     pub protected_share: f64,
     /// Staleness bound of sources that state none.
     pub freshness: Freshness,

@@ -126,6 +126,25 @@ fn the_known_traces_are_what_they_say() {
 }
 
 #[test]
+fn it_stays_near_lru_and_gains_where_scans_are() {
+    let above_lru = |name: &str, percents: &[f64]| {
+        let simulation = measure(name.to_owned(), &workload(name).unwrap().trace, percents, &[0.8]);
+        let points = simulation.points.chunks(3).map(|point| (point[1].hit_rate_by_bytes - point[0].hit_rate_by_bytes) * 100.0);
+        points.collect::<Vec<_>>()
+    };
+    for (name, at_least) in [
+        ("zipf", [6.5, 0.5]),
+        ("scan-mix", [6.5, 2.0]),
+        ("hot-scan", [1.0, 10.0]),
+        ("shift", [2.0, -1.0]),
+        ("rounds", [0.0, -3.0]),
+    ] {
+        let above = above_lru(name, &[5.0, 40.0]);
+        assert!(above.iter().zip(at_least).all(|(above, least)| *above >= least), "{name}: {above:?}");
+    }
+}
+
+#[test]
 fn traces_come_from_files_too() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     let path = file.path().to_str().unwrap().to_owned();
@@ -138,7 +157,7 @@ fn traces_come_from_files_too() {
     assert!(error.starts_with(&format!("{path}: trace line 2: ")), "{error}");
 
     let error = workload("zipfian").err().unwrap().to_string();
-    assert!(error.contains("'zipfian'") && error.contains("serial, repeat, zipf, scan-mix, shift, rounds"), "{error}");
+    assert!(error.contains("'zipfian'") && error.contains("serial, repeat, zipf, scan-mix, hot-scan, shift, rounds"), "{error}");
 
     let directory = tempfile::tempdir().unwrap();
     let error = workload(directory.path().to_str().unwrap()).err().unwrap().to_string();

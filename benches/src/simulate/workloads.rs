@@ -16,15 +16,23 @@ const ROUNDS: (u64, u64) = (500, 20);
 const LOAD: Load = Load { seed: 7, requests: 40_000, rate_per_s: 100.0 };
 const HOT: Hot = Hot { objects: 4_000, exponent: 1.0, object_bytes: OBJECT_BYTES };
 const SCANS: Scans = Scans { share: 0.3, length: 500, objects: 4_000, object_bytes: OBJECT_BYTES };
+/// A small hot set, and scans four times as long.
+const HOT_SET: Hot = Hot { objects: 500, exponent: 0.0, object_bytes: OBJECT_BYTES };
+const LONG_SCANS: Scans = Scans { share: 0.5, length: 2_000, objects: 4_000, object_bytes: OBJECT_BYTES };
 
 type Generate = fn() -> flightcache_traces::Result<Trace>;
 
 /// Name, what it is, and how it is made.
-const SYNTHETIC: [(&str, &str, Generate); 4] = [
+const SYNTHETIC: [(&str, &str, Generate); 5] = [
     ("zipf", "4,000 objects of 16 MB by Zipf's law, exponent 1", || zipf(LOAD, HOT)),
     ("scan-mix", "as zipf; 30 % of the requests are scans of 500 objects each over a table of 4,000", || {
         scan_mix(LOAD, HOT, SCANS)
     }),
+    (
+        "hot-scan",
+        "500 objects of 16 MB at random; half of the requests are scans of 2,000 objects each over a table of 4,000",
+        || scan_mix(LOAD, HOT_SET, LONG_SCANS),
+    ),
     ("shift", "as zipf with 2,000 objects, all of them replaced by others three times", || {
         let phase = |phase| {
             zipf(Load { seed: LOAD.seed + phase, requests: LOAD.requests / PHASES, ..LOAD }, Hot { objects: 2_000, ..HOT })

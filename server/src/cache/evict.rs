@@ -1,4 +1,4 @@
-//! What stays: admission, eviction, demotion, invalidation.
+//! What stays: admission, eviction, invalidation.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,8 +35,14 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
                 if !wanted {
                     return Admission::Rejected;
                 }
-                let replaced = partition.insert(key.clone(), Arc::clone(entry), request, self.tick());
-                Admission::Inserted(replaced.map(|(replaced, was_protected)| {
+                let bytes = entry.weight_bytes();
+                let admitted_bytes = self.admitted_bytes.fetch_add(bytes, Ordering::AcqRel);
+                let inserted = partition.insert(key.clone(), Arc::clone(entry), request, self.tick(), admitted_bytes);
+                if inserted.is_protected {
+                    self.protected_bytes.fetch_add(bytes, Ordering::AcqRel);
+                    self.counters.returned.fetch_add(1, Ordering::Relaxed);
+                }
+                Admission::Inserted(inserted.replaced.map(|(replaced, was_protected)| {
                     self.detach(&replaced, was_protected);
                     replaced
                 }))
@@ -71,7 +77,6 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
     /// Changes the capacity, and evicts to fit.
     pub fn set_capacity(&self, capacity_bytes: u64) {
         self.budget.set_capacity(capacity_bytes);
-        self.demote_overflow();
         self.evict_overflow();
     }
 
@@ -100,19 +105,25 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
         while self.budget.is_over() && self.budget.eviction_may_help(0) && self.evict_one() {}
     }
 
-    /// Evicts the oldest entry: on probation if there is any.
+    /// Evicts the oldest entry on probation, or the oldest protected one: if there is no other, or if it is the older of the
+    /// two and the protected hold more than their share.
     pub(super) fn evict_one(&self) -> bool {
         // A partition can be emptied between reading its tick and locking it; then another is tried.
         loop {
-            let victim = if let Some(at) = self.oldest(|tails| &tails.probation) {
-                self.with_partition_at(at, |partition| {
-                    partition.pop_oldest_on_probation().inspect(|entry| self.detach(entry, false))
-                })
-            } else if let Some(at) = self.oldest(|tails| &tails.protected) {
-                self.with_partition_at(at, |partition| partition.pop_oldest_protected().inspect(|entry| self.detach(entry, true)))
-            } else {
-                return false;
+            let on_probation = self.oldest(|tails| &tails.probation).map(|(tick, at)| (tick, at, false));
+            let protected = self.oldest(|tails| &tails.protected).map(|(tick, at)| (tick, at, true));
+            let oldest = match (on_probation, protected) {
+                (Some(on_probation), Some(protected)) if self.protected_are_over() => Some(on_probation.min(protected)),
+                _ => on_probation.or(protected),
             };
+            let Some((_, at, is_protected)) = oldest else { return false };
+            // Probation and ghosts together reach back as far as plain LRU would.
+            let ghost_bytes = self.protected_bytes.load(Ordering::Acquire);
+            let victim = self.with_partition_at(at, |partition| {
+                let entry = partition.evict(is_protected, self.admitted_bytes.load(Ordering::Acquire), ghost_bytes)?;
+                self.detach(&entry, is_protected);
+                Some(entry)
+            });
             if let Some(entry) = victim {
                 self.counters.evictions.fetch_add(1, Ordering::Relaxed);
                 self.counters.evicted_bytes.fetch_add(entry.weight_bytes(), Ordering::Relaxed);
@@ -121,26 +132,15 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
         }
     }
 
-    /// Moves the oldest protected entries to the fresh end of probation until the others fit their share.
-    pub(super) fn demote_overflow(&self) {
-        let bound = (self.budget.capacity() as f64 * self.protected_share) as u64;
-        while self.protected_bytes.load(Ordering::Acquire) > bound {
-            let Some(at) = self.oldest(|tails| &tails.protected) else { return };
-            let demoted = self.with_partition_at(at, |partition| {
-                let weight = partition.demote(self.tick())?;
-                self.protected_bytes.fetch_sub(weight, Ordering::AcqRel);
-                Some(())
-            });
-            if demoted.is_some() {
-                self.counters.demotions.fetch_add(1, Ordering::Relaxed);
-            }
-        }
+    fn protected_are_over(&self) -> bool {
+        let share_bytes = (self.budget.capacity() as f64 * self.protected_share) as u64;
+        self.protected_bytes.load(Ordering::Acquire) > share_bytes
     }
 
-    /// The partition whose segment has the oldest tail, read without locks.
-    fn oldest(&self, tick: fn(&Tails) -> &AtomicU64) -> Option<usize> {
+    /// The oldest tail of a segment and its partition, read without locks.
+    fn oldest(&self, tick: fn(&Tails) -> &AtomicU64) -> Option<(u64, usize)> {
         let ticks = self.partitions.iter().enumerate().map(|(at, (_, tails))| (tick(tails).load(Ordering::Acquire), at));
-        ticks.min().filter(|(tick, _)| *tick != u64::MAX).map(|(_, at)| at)
+        ticks.min().filter(|(tick, _)| *tick != u64::MAX)
     }
 
     fn detach(&self, entry: &Entry<V>, was_protected: bool) {

@@ -26,7 +26,7 @@ pub struct CacheConfig {
     pub reserve_bytes: u64,
     /// Number of partitions, at least 1.
     pub partitions: usize,
-    /// Share of the capacity that protected entries may hold; 0 is plain LRU.
+    /// Share of the capacity that is safe with protected entries; 0 is plain LRU.
     pub protected_share: f64,
     /// How long [`Cache::reserve`] waits.
     pub reserve_timeout: Duration,
@@ -51,6 +51,8 @@ pub struct Cache<K: CacheKey, V, E> {
     pub(super) budget: Arc<Budget>,
     /// Ticks once a use.
     clock: AtomicU64,
+    /// Bytes of all entries ever added: the clock by which ghosts are forgotten, the same for all partitions.
+    pub(super) admitted_bytes: AtomicU64,
     pub(super) protected_bytes: AtomicU64,
     pub(super) protected_share: f64,
     pub(super) reserve_timeout: Duration,
@@ -65,6 +67,7 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
             partitions: (0..config.partitions.max(1)).map(|_| (Mutex::new(Partition::new()), Tails::default())).collect(),
             budget: Budget::new(config.capacity_bytes, config.reserve_bytes),
             clock: AtomicU64::new(0),
+            admitted_bytes: AtomicU64::new(0),
             protected_bytes: AtomicU64::new(0),
             protected_share: config.protected_share.clamp(0.0, 1.0),
             reserve_timeout: config.reserve_timeout,
@@ -81,12 +84,10 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
     /// For a batch, look up every key with the same `group`, then [`LoadGroup::spawn`] one task for all that came back as
     /// [`Lookup::Lead`], without an await in between. One partition is locked at a time.
     pub fn lookup(self: &Arc<Self>, key: &K, request: u64, populate: bool, group: &LoadGroup) -> Lookup<K, V, E> {
-        let mut moved = 0;
         let found = self.with_partition(key, |partition| {
             let protect = self.protected_share > 0.0;
-            if let Some((entry, bytes)) = partition.touch(key, request, self.tick(), protect) {
-                moved = bytes;
-                self.protected_bytes.fetch_add(bytes, Ordering::AcqRel);
+            if let Some((entry, moved_bytes)) = partition.touch(key, request, self.tick(), protect) {
+                self.protected_bytes.fetch_add(moved_bytes, Ordering::AcqRel);
                 return Lookup::Hit(entry);
             }
             if let Some(flight) = partition.in_flight.get(key).and_then(|record| record.join(populate)) {
@@ -105,9 +106,6 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
             Lookup::Lead(..) => &self.counters.misses,
         };
         counted.fetch_add(1, Ordering::Relaxed);
-        if moved > 0 {
-            self.demote_overflow();
-        }
         found
     }
 

@@ -3,16 +3,21 @@
 //! ```text
 //!             lookup(key)                      permit.complete(value)
 //!  request ------------------> Partition <--------------------------- load task
-//!            Hit | Wait | Lead  probation, protected LRU, in-flight records
+//!            Hit | Wait | Lead  probation, protected LRU, ghosts, in-flight records
 //!                                   |  all partitions, one
 //!                                 Budget: resident + in-flight + streaming bytes
 //! ```
 //!
 //! - **Order.** Segmented LRU (Karedla, Love, Wherry: *Caching Strategies to Improve Disk System Performance*, 1994). A new
-//!   entry is on probation; use by a second request protects it; the protected hold a share of the capacity, the least
-//!   recently used of them fall back to probation. Victims come from probation first. So one large scan flushes probation
-//!   only. A protected share of 0 makes it plain LRU. The price: protected entries do not age, so a new working set that is
-//!   read in rounds longer than probation is never found there and never displaces them (`tests/scan_resistance.rs`).
+//!   entry is on probation; use by a second request protects it. Victims come from probation, as long as the protected hold
+//!   no more than a share of the capacity; beyond that the older of the two tails goes, as in plain LRU. So a scan, however
+//!   long, whose entries do not come back within a capacity of bytes, leaves that share of the protected: those used last.
+//!   A protected share of 0 makes it plain LRU.
+//! - **Ghosts.** Keys of evicted entries (as in 2Q; Johnson, Shasha, VLDB 1994). An evicted entry that another request asks
+//!   for before as many more bytes were admitted as were protected when it went, is protected as soon as it is loaded again.
+//!   Probation and ghosts together thus reach as far back as plain LRU of the same capacity: what that would find again and
+//!   again is missed once more, then found. Protected entries therefore need not age: what LRU could find displaces them,
+//!   and for anything else they need not go. Bytes admitted to all partitions are the clock.
 //! - **One budget.** Every use stamps an entry with a tick of one clock. A victim is taken from the partition whose oldest
 //!   tick is the smallest, which makes the order global, and lets a hot partition take space from a cold one. Ticks are read
 //!   without locks: a victim may be younger than the globally oldest entry only by uses that happened between reading the

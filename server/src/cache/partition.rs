@@ -1,4 +1,4 @@
-//! One partition: two LRU segments and the loads under way, under one lock.
+//! One partition: two LRU segments, what was evicted of late, and the loads under way, under one lock.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -9,6 +9,9 @@ use lru::LruCache;
 
 use super::entry::{Entry, Pinned};
 use super::flight::Record;
+
+/// Ghosts that a partition may have even if it has fewer entries.
+const GHOSTS_MIN: usize = 1_024;
 
 /// The oldest tick of each segment, readable without the lock. `u64::MAX`: empty.
 #[derive(Debug)]
@@ -30,15 +33,33 @@ pub(super) struct Slot<V> {
     request: u64,
 }
 
+/// What is remembered of an evicted entry.
+struct Ghost {
+    /// The request that used it last.
+    request: u64,
+    /// Forgotten once more bytes than that were admitted.
+    until: u64,
+}
+
+/// What adding an entry came to.
+pub(super) struct Inserted<V> {
+    /// An entry it replaced, and whether that was protected.
+    pub(super) replaced: Option<(Pinned<V>, bool)>,
+    pub(super) is_protected: bool,
+}
+
 pub(super) struct Partition<K, V, E> {
     probation: LruCache<K, Slot<V>>,
     protected: LruCache<K, Slot<V>>,
+    /// In the order of their eviction.
+    ghosts: LruCache<K, Ghost>,
     pub(super) in_flight: HashMap<K, Record<V, E>>,
 }
 
 impl<K: Hash + Eq + Clone, V, E> Partition<K, V, E> {
     pub(super) fn new() -> Self {
-        Self { probation: LruCache::unbounded(), protected: LruCache::unbounded(), in_flight: HashMap::new() }
+        let (probation, protected) = (LruCache::unbounded(), LruCache::unbounded());
+        Self { probation, protected, ghosts: LruCache::unbounded(), in_flight: HashMap::new() }
     }
 
     /// Finds and uses an entry. Also returns the bytes that moved from probation to protected.
@@ -67,11 +88,14 @@ impl<K: Hash + Eq + Clone, V, E> Partition<K, V, E> {
         self.probation.contains(key) || self.protected.contains(key)
     }
 
-    /// Adds an entry on probation; returns one it replaces and whether that was protected.
-    pub(super) fn insert(&mut self, key: K, entry: Pinned<V>, request: u64, tick: u64) -> Option<(Pinned<V>, bool)> {
+    /// Adds an entry: on probation, or protected if another request used it before and its ghost is still there.
+    pub(super) fn insert(&mut self, key: K, entry: Pinned<V>, request: u64, tick: u64, admitted_bytes: u64) -> Inserted<V> {
         let replaced = self.remove(&key);
-        self.probation.put(key, Slot { entry, tick, request });
-        replaced
+        let ghost = self.ghosts.pop(&key);
+        let is_protected = ghost.is_some_and(|ghost| ghost.request != request && admitted_bytes <= ghost.until);
+        let segment = if is_protected { &mut self.protected } else { &mut self.probation };
+        segment.put(key, Slot { entry, tick, request });
+        Inserted { replaced, is_protected }
     }
 
     pub(super) fn remove(&mut self, key: &K) -> Option<(Pinned<V>, bool)> {
@@ -79,21 +103,19 @@ impl<K: Hash + Eq + Clone, V, E> Partition<K, V, E> {
         on_probation.or_else(|| self.protected.pop(key).map(|slot| (slot.entry, true)))
     }
 
-    pub(super) fn pop_oldest_on_probation(&mut self) -> Option<Pinned<V>> {
-        self.probation.pop_lru().map(|(_, slot)| slot.entry)
-    }
-
-    pub(super) fn pop_oldest_protected(&mut self) -> Option<Pinned<V>> {
-        self.protected.pop_lru().map(|(_, slot)| slot.entry)
-    }
-
-    /// Moves the least recently used protected entry to the fresh end of probation; returns its weight.
-    pub(super) fn demote(&mut self, tick: u64) -> Option<u64> {
-        let (key, mut slot) = self.protected.pop_lru()?;
-        slot.tick = tick;
-        let weight = slot.entry.weight_bytes();
-        self.probation.put(key, slot);
-        Some(weight)
+    /// Takes the least recently used entry out of a segment. Remembers it until another `ghost_bytes` were admitted.
+    pub(super) fn evict(&mut self, is_protected: bool, admitted_bytes: u64, ghost_bytes: u64) -> Option<Pinned<V>> {
+        let segment = if is_protected { &mut self.protected } else { &mut self.probation };
+        let (key, Slot { entry, request, .. }) = segment.pop_lru()?;
+        if ghost_bytes > 0 {
+            self.ghosts.put(key, Ghost { request, until: admitted_bytes.saturating_add(ghost_bytes) });
+        }
+        // Many small entries may have been evicted where few large ones stay.
+        let most = self.len().max(GHOSTS_MIN);
+        while self.ghosts.peek_lru().is_some_and(|(_, ghost)| ghost.until < admitted_bytes || self.ghosts.len() > most) {
+            self.ghosts.pop_lru();
+        }
+        Some(entry)
     }
 
     pub(super) fn entries(&self) -> impl Iterator<Item = (&K, &Entry<V>)> {

@@ -34,6 +34,6 @@ counters!(
     evictions,
     /// Their bytes.
     evicted_bytes,
-    /// Protected entries that fell back to probation.
-    demotions
+    /// Entries added that were protected at once, as they had been evicted not long before.
+    returned
 );

@@ -121,3 +121,20 @@ async fn reads_that_may_not_populate_leave_nothing_and_use_what_is_there() {
     assert_eq!(cache.server.engine().stats().resident_bytes, 0);
     cache.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scan_larger_than_memory_spares_what_two_requests_used() {
+    let cache = Cache::with(small(ByteSize::mib(2), ByteSize::mib(24)), TestStore::new()).await;
+    cache.store.put("hot.parquet", file(0, 10_000, 10_000, 2)).await;
+    for _ in 0..2 {
+        cache.values("s3://lake/hot.parquet", "c0").await.unwrap();
+    }
+    // 6.4 MB decoded, in row groups of 0.4 MB.
+    cache.store.put("cold.parquet", file(0, 400_000, 25_000, 2)).await;
+    cache.client.scan("s3://lake/cold.parquet").send().await.unwrap().collect().await.unwrap();
+    assert!(cache.server.engine().stats().evictions > 0);
+    cache.store.take_reads();
+    cache.values("s3://lake/hot.parquet", "c0").await.unwrap();
+    assert_eq!(cache.store.take_reads(), []);
+    cache.stop().await;
+}

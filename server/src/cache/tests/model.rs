@@ -1,74 +1,92 @@
-//! The cache against a naive segmented LRU.
+//! The cache against a naive segmented LRU with ghosts.
 
 use proptest::prelude::*;
 
 use super::{cache, get, resident};
 
-/// `(key, weight, last request)`, oldest first.
-type Segment = Vec<(u64, u64, u64)>;
+#[derive(Clone, Copy)]
+struct Entry {
+    key: u64,
+    weight: u64,
+    request: u64,
+    used_at: u64,
+}
 
+/// Least recently used first.
+type Segment = Vec<Entry>;
+
+#[derive(Default)]
 struct Model {
     probation: Segment,
     protected: Segment,
+    /// `(key, last request, forgotten after as many admitted bytes)`.
+    ghosts: Vec<(u64, u64, u64)>,
     capacity: u64,
     share: f64,
+    uses: u64,
+    admitted: u64,
+    returned: u64,
 }
 
 fn bytes(segment: &Segment) -> u64 {
-    segment.iter().map(|(_, weight, _)| weight).sum()
+    segment.iter().map(|entry| entry.weight).sum()
 }
 
 impl Model {
     fn get(&mut self, key: u64, request: u64, weight: u64) -> bool {
-        if let Some(at) = self.protected.iter().position(|entry| entry.0 == key) {
-            let (key, weight, _) = self.protected.remove(at);
-            self.protected.push((key, weight, request));
+        self.uses += 1;
+        let used_at = self.uses;
+        if let Some(at) = self.protected.iter().position(|entry| entry.key == key) {
+            let entry = self.protected.remove(at);
+            self.protected.push(Entry { request, used_at, ..entry });
             return true;
         }
-        if let Some(at) = self.probation.iter().position(|entry| entry.0 == key) {
-            let (key, weight, last) = self.probation.remove(at);
-            let segment = if last != request && self.share > 0.0 { &mut self.protected } else { &mut self.probation };
-            segment.push((key, weight, request));
-            self.demote();
+        if let Some(at) = self.probation.iter().position(|entry| entry.key == key) {
+            let entry = self.probation.remove(at);
+            let segment = if entry.request != request && self.share > 0.0 { &mut self.protected } else { &mut self.probation };
+            segment.push(Entry { request, used_at, ..entry });
             return true;
         }
         if weight <= self.capacity {
             self.evict_to(self.capacity - weight);
-            self.probation.push((key, weight, request));
+            let ghost = self.ghosts.iter().position(|ghost| ghost.0 == key).map(|at| self.ghosts.remove(at));
+            let returns = ghost.is_some_and(|(_, last, until)| last != request && self.admitted <= until);
+            let segment = if returns { &mut self.protected } else { &mut self.probation };
+            segment.push(Entry { key, weight, request, used_at });
+            self.returned += u64::from(returns);
+            self.admitted += weight;
         }
         false
     }
 
-    fn demote(&mut self) {
-        while bytes(&self.protected) > (self.capacity as f64 * self.share) as u64 {
-            let oldest = self.protected.remove(0);
-            self.probation.push(oldest);
-        }
-    }
-
     fn evict_to(&mut self, bound: u64) {
         while bytes(&self.probation) + bytes(&self.protected) > bound {
-            if self.probation.is_empty() {
-                self.protected.remove(0)
-            } else {
-                self.probation.remove(0)
+            let ghost_bytes = bytes(&self.protected);
+            let is_over = ghost_bytes > (self.capacity as f64 * self.share) as u64;
+            let from_protected = match (self.probation.first(), self.protected.first()) {
+                (Some(on_probation), Some(protected)) => is_over && protected.used_at < on_probation.used_at,
+                (on_probation, _) => on_probation.is_none(),
             };
+            let victim = if from_protected { self.protected.remove(0) } else { self.probation.remove(0) };
+            if ghost_bytes > 0 {
+                self.ghosts.retain(|ghost| ghost.0 != victim.key);
+                self.ghosts.push((victim.key, victim.request, self.admitted + ghost_bytes));
+            }
         }
     }
 
     fn set_capacity(&mut self, capacity: u64) {
         self.capacity = capacity;
-        self.demote();
         self.evict_to(capacity);
     }
 
     fn remove_if(&mut self, matches: impl Fn(u64) -> bool) {
-        self.probation.retain(|entry| !matches(entry.0));
-        self.protected.retain(|entry| !matches(entry.0));
+        self.probation.retain(|entry| !matches(entry.key));
+        self.protected.retain(|entry| !matches(entry.key));
     }
 
     fn resident(&self) -> Vec<u64> {
-        let mut keys: Vec<u64> = self.probation.iter().chain(&self.protected).map(|entry| entry.0).collect();
+        let mut keys: Vec<u64> = self.probation.iter().chain(&self.protected).map(|entry| entry.key).collect();
         keys.sort_unstable();
         keys
     }
@@ -100,7 +118,7 @@ proptest! {
     ) {
         // A reserve that large keeps values that were refused from pushing anything out.
         let cache = cache(200, 1_000_000, partitions, share);
-        let mut model = Model { probation: Vec::new(), protected: Vec::new(), capacity: 200, share };
+        let mut model = Model { capacity: 200, share, ..Model::default() };
         for step in steps {
             match step {
                 Step::Get { key, request, weight } => {
@@ -127,6 +145,7 @@ proptest! {
         }
         let stats = cache.stats();
         prop_assert_eq!(stats.inserts + stats.rejected, stats.misses);
+        prop_assert_eq!(stats.returned, model.returned);
     }
 }
 
