@@ -19,9 +19,10 @@
 //! # }
 //! ```
 //!
-//! Reading order: [`client`], [`scan`], [`routes`].
+//! Reading order: [`client`], [`scan`], [`routes`], [`receive`].
 
 pub mod client;
+pub mod receive;
 mod retry;
 pub mod routes;
 pub mod scan;

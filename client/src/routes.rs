@@ -10,10 +10,8 @@ use arrow_flight::flight_service_client::FlightServiceClient;
 use flightcache_proto::{Error, ErrorKind, Result, Slot, SlotMap, action};
 use tonic::transport::{Channel, Endpoint};
 
+use crate::receive::MAX_MESSAGE_BYTES;
 use crate::retry::from_status;
-
-/// A Flight client over a shared channel.
-pub(crate) type Flight = FlightServiceClient<Channel>;
 
 /// Frames of this size cost least: measured.
 const MAX_FRAME_BYTES: u32 = 1 << 20;
@@ -21,16 +19,15 @@ const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 /// The largest there is: the streams' windows bound what is unread. A connection's window would let streams that wait for their
 /// reader (shares read ahead, scans that pause) use it up and starve the one that is read.
 const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
-const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
 /// The slot map and the channels, cached.
 ///
 /// The locks guard memory only, never I/O.
 #[derive(Debug)]
 pub struct Routes {
-    seed: Flight,
+    seed: Channel,
     map: Mutex<Option<Known>>,
-    channels: Mutex<HashMap<String, Flight>>,
+    channels: Mutex<HashMap<String, Channel>>,
     lookups: AtomicU64,
 }
 
@@ -42,8 +39,13 @@ struct Known {
     is_stale: bool,
 }
 
-/// A Flight client for a location such as `grpc://host:port`. Connects when it is first used.
-fn client(location: &str) -> Result<Flight> {
+/// A Flight client over a channel, for everything but `DoGet`.
+pub(crate) fn flight(channel: Channel) -> FlightServiceClient<Channel> {
+    FlightServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// A channel to a location such as `grpc://host:port`. Connects when it is first used.
+fn channel(location: &str) -> Result<Channel> {
     let authority = ["grpc+tcp://", "grpc://", "http://"].iter().find_map(|scheme| location.strip_prefix(scheme));
     let Some(authority) = authority else {
         return Err(Error::invalid(format!(
@@ -59,18 +61,18 @@ fn client(location: &str) -> Result<Flight> {
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(MAX_FRAME_BYTES);
-    Ok(FlightServiceClient::new(endpoint.connect_lazy()).max_decoding_message_size(MAX_MESSAGE_BYTES))
+    Ok(endpoint.connect_lazy())
 }
 
 impl Routes {
     /// Routes learned from the server at `location`.
     pub(crate) fn new(location: &str) -> Result<Self> {
-        let seed = client(location)?;
+        let seed = channel(location)?;
         Ok(Self { seed, map: Mutex::default(), channels: Mutex::default(), lookups: AtomicU64::new(0) })
     }
 
     /// The server the map comes from.
-    pub(crate) fn seed(&self) -> Flight {
+    pub(crate) fn seed(&self) -> Channel {
         self.seed.clone()
     }
 
@@ -86,7 +88,7 @@ impl Routes {
     pub async fn refresh(&self) -> Result<Arc<SlotMap>> {
         self.lookups.fetch_add(1, Ordering::Relaxed);
         let mut results =
-            self.seed().do_action(Action::new(action::SLOT_MAP, "")).await.map_err(|e| from_status(&e))?.into_inner();
+            flight(self.seed()).do_action(Action::new(action::SLOT_MAP, "")).await.map_err(|e| from_status(&e))?.into_inner();
         let result = results.message().await.map_err(|e| from_status(&e))?;
         let body = result.ok_or_else(|| Error::internal("the server answered no slot map"))?.body;
         let map: SlotMap =
@@ -117,16 +119,16 @@ impl Routes {
     }
 
     /// The owner of a slot, over a kept connection.
-    pub(crate) async fn owner(&self, slot: Slot) -> Result<Flight> {
+    pub(crate) async fn owner(&self, slot: Slot) -> Result<Channel> {
         let map = self.map().await?;
         let Some(uri) = map.owner(slot).uri.as_deref() else { return Ok(self.seed()) };
         let mut channels = lock(&self.channels);
-        if let Some(flight) = channels.get(uri) {
-            return Ok(flight.clone());
+        if let Some(channel) = channels.get(uri) {
+            return Ok(channel.clone());
         }
-        let flight = client(uri)?;
-        channels.insert(uri.to_owned(), flight.clone());
-        Ok(flight)
+        let channel = channel(uri)?;
+        channels.insert(uri.to_owned(), channel.clone());
+        Ok(channel)
     }
 
     /// Times the slot map was asked for.

@@ -6,7 +6,6 @@ use std::task::{Context, Poll};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
-use arrow_flight::decode::{DecodedPayload, FlightDataDecoder};
 use arrow_flight::{FlightDescriptor, FlightEndpoint, FlightInfo, Ticket};
 use flightcache_proto::{Error, ErrorKind, Part, Populate, Result, ScanRequest, ScanStats, Slot};
 use futures::stream::BoxStream;
@@ -16,7 +15,9 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::client::Client;
-use crate::retry::{MAX_ATTEMPTS, back_off, from_flight, from_status, retrying};
+use crate::receive::{self, Payload};
+use crate::retry::{MAX_ATTEMPTS, back_off, from_status, retrying};
+use crate::routes::flight;
 
 /// Shares read at a time.
 const SHARES_AT_A_TIME: usize = 4;
@@ -147,7 +148,7 @@ impl Stream for ScanStream {
 
 async fn plan(client: &Client, request: &ScanRequest) -> Result<FlightInfo> {
     let slot = Slot::of(&request.url, Part::Footer);
-    let mut flight = client.routes.owner(slot).await?;
+    let mut flight = flight(client.routes.owner(slot).await?);
     let info = flight.get_flight_info(FlightDescriptor::new_cmd(request.to_protobuf())).await;
     info.map(tonic::Response::into_inner).map_err(|e| from_status(&e)).inspect_err(|e| client.routes.learn_from(e))
 }
@@ -268,31 +269,29 @@ async fn read_once(
     stats: &Mutex<Vec<ScanStats>>,
     has_delivered: &mut bool,
 ) -> Result<()> {
-    let mut flight = match share.route {
+    let channel = match share.route {
         Some(route) => client.routes.owner(route.slot).await?,
         None => client.routes.seed(),
     };
-    let frames = flight.do_get(share.ticket.clone()).await.map_err(|e| from_status(&e))?.into_inner();
-    let mut decoded = FlightDataDecoder::new(frames.map_err(Into::into));
-    while let Some(frame) = decoded.next().await {
-        let frame = frame.map_err(from_flight)?;
-        if let Ok(so_far) = serde_json::from_slice(&frame.inner.app_metadata)
+    let mut answer = receive::do_get(channel, share.ticket.ticket.clone()).await?;
+    while let Some(frame) = answer.next().await? {
+        if let Some(so_far) = frame.stats
             && let Some(stats) = stats.lock().unwrap_or_else(PoisonError::into_inner).get_mut(share.index)
         {
             *stats = so_far;
         }
         match frame.payload {
             // What holds all of an object may follow it to a newer version.
-            DecodedPayload::Schema(now) if now.fields() != schema.fields() => {
+            Payload::Schema(now) if now.fields() != schema.fields() => {
                 return Err(Error::new(ErrorKind::Changed, "a share has another schema than its scan"));
             }
-            DecodedPayload::RecordBatch(batch) => {
+            Payload::Batch(batch) => {
                 *has_delivered = true;
                 if sender.send(Ok(batch)).await.is_err() {
                     return Ok(());
                 }
             }
-            DecodedPayload::Schema(_) | DecodedPayload::None => {}
+            Payload::Schema(_) | Payload::Nothing => {}
         }
     }
     Ok(())
