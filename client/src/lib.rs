@@ -22,6 +22,7 @@
 //! Reading order: [`client`], [`scan`], [`routes`], [`receive`].
 
 pub mod client;
+mod direct;
 pub mod receive;
 mod retry;
 pub mod routes;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arrow_flight::Action;
 use arrow_flight::flight_service_client::FlightServiceClient;
-use flightcache_proto::{Error, ErrorKind, Result, Slot, SlotMap, action};
+use flightcache_proto::{Error, ErrorKind, Node, Result, Slot, SlotMap, action};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::receive::MAX_MESSAGE_BYTES;
@@ -120,8 +120,16 @@ impl Routes {
 
     /// The owner of a slot, over a kept connection.
     pub(crate) async fn owner(&self, slot: Slot) -> Result<Channel> {
-        let map = self.map().await?;
-        let Some(uri) = map.owner(slot).uri.as_deref() else { return Ok(self.seed()) };
+        self.channel(self.map().await?.owner(slot))
+    }
+
+    /// The preferred owner of every slot, if there is one.
+    pub(crate) async fn sole_owner(&self) -> Result<Option<Channel>> {
+        self.map().await?.sole_owner().map(|node| self.channel(node)).transpose()
+    }
+
+    fn channel(&self, node: &Node) -> Result<Channel> {
+        let Some(uri) = node.uri.as_deref() else { return Ok(self.seed()) };
         let mut channels = lock(&self.channels);
         if let Some(channel) = channels.get(uri) {
             return Ok(channel.clone());
