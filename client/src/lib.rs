@@ -19,9 +19,11 @@
 //! # }
 //! ```
 //!
-//! Reading order: [`client`], [`scan`], [`routes`].
+//! Reading order: [`client`], [`scan`], [`routes`], [`receive`].
 
 pub mod client;
+mod direct;
+pub mod receive;
 mod retry;
 pub mod routes;
 pub mod scan;

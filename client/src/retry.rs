@@ -3,7 +3,6 @@
 use std::error::Error as _;
 use std::time::Duration;
 
-use arrow_flight::error::FlightError;
 use flightcache_proto::error::ERROR_KIND_METADATA;
 use flightcache_proto::{Error, ErrorKind};
 use tonic::{Code, Status};
@@ -22,14 +21,6 @@ pub(crate) fn from_status(status: &Status) -> Error {
         code => ErrorKind::from_grpc_code(code as i32),
     });
     Error::new(kind, status.message())
-}
-
-/// The error of a stream that could not be read or decoded.
-pub(crate) fn from_flight(error: FlightError) -> Error {
-    match error {
-        FlightError::Tonic(status) => from_status(&status),
-        other => Error::internal(format!("the server's answer cannot be decoded: {other}")),
-    }
 }
 
 /// Waits before attempt `attempt` (the second is 2): 50 ms, doubling, each with full jitter.

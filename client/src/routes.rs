@@ -7,13 +7,11 @@ use std::time::Duration;
 
 use arrow_flight::Action;
 use arrow_flight::flight_service_client::FlightServiceClient;
-use flightcache_proto::{Error, ErrorKind, Result, Slot, SlotMap, action};
+use flightcache_proto::{Error, ErrorKind, Node, Result, Slot, SlotMap, action};
 use tonic::transport::{Channel, Endpoint};
 
+use crate::receive::MAX_MESSAGE_BYTES;
 use crate::retry::from_status;
-
-/// A Flight client over a shared channel.
-pub(crate) type Flight = FlightServiceClient<Channel>;
 
 /// Frames of this size cost least: measured.
 const MAX_FRAME_BYTES: u32 = 1 << 20;
@@ -21,16 +19,16 @@ const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 /// The largest there is: the streams' windows bound what is unread. A connection's window would let streams that wait for their
 /// reader (shares read ahead, scans that pause) use it up and starve the one that is read.
 const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
-const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
 /// The slot map and the channels, cached.
 ///
 /// The locks guard memory only, never I/O.
 #[derive(Debug)]
 pub struct Routes {
-    seed: Flight,
+    seed: Channel,
     map: Mutex<Option<Known>>,
-    channels: Mutex<HashMap<String, Flight>>,
+    /// By host and port.
+    channels: Mutex<HashMap<String, Channel>>,
     lookups: AtomicU64,
 }
 
@@ -42,16 +40,23 @@ struct Known {
     is_stale: bool,
 }
 
-/// A Flight client for a location such as `grpc://host:port`. Connects when it is first used.
-fn client(location: &str) -> Result<Flight> {
+/// A Flight client over a channel, for everything but `DoGet`.
+pub(crate) fn flight(channel: Channel) -> FlightServiceClient<Channel> {
+    FlightServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// Host and port of a location such as `grpc://host:port`.
+fn authority(location: &str) -> Result<&str> {
     let authority = ["grpc+tcp://", "grpc://", "http://"].iter().find_map(|scheme| location.strip_prefix(scheme));
-    let Some(authority) = authority else {
-        return Err(Error::invalid(format!(
-            "{location:?} is not a location such as grpc://host:50051 (TLS is not supported yet)"
-        )));
-    };
+    authority.ok_or_else(|| {
+        Error::invalid(format!("{location:?} is not a location such as grpc://host:50051 (TLS is not supported yet)"))
+    })
+}
+
+/// A channel to a host and port. Connects when it is first used.
+fn channel(authority: &str) -> Result<Channel> {
     let endpoint = Endpoint::from_shared(format!("http://{authority}"))
-        .map_err(|e| Error::invalid(format!("{location:?} is not a location: {e}")))?
+        .map_err(|e| Error::invalid(format!("{authority:?} is not a host and port: {e}")))?
         .connect_timeout(Duration::from_secs(5))
         .tcp_nodelay(true)
         .http2_keep_alive_interval(Duration::from_secs(30))
@@ -59,18 +64,21 @@ fn client(location: &str) -> Result<Flight> {
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(MAX_FRAME_BYTES);
-    Ok(FlightServiceClient::new(endpoint.connect_lazy()).max_decoding_message_size(MAX_MESSAGE_BYTES))
+    Ok(endpoint.connect_lazy())
 }
 
 impl Routes {
     /// Routes learned from the server at `location`.
     pub(crate) fn new(location: &str) -> Result<Self> {
-        let seed = client(location)?;
-        Ok(Self { seed, map: Mutex::default(), channels: Mutex::default(), lookups: AtomicU64::new(0) })
+        let authority = authority(location)?;
+        let seed = channel(authority)?;
+        // A map that names the seed is served over the connection there is.
+        let channels = Mutex::new(HashMap::from([(authority.to_owned(), seed.clone())]));
+        Ok(Self { seed, map: Mutex::default(), channels, lookups: AtomicU64::new(0) })
     }
 
     /// The server the map comes from.
-    pub(crate) fn seed(&self) -> Flight {
+    pub(crate) fn seed(&self) -> Channel {
         self.seed.clone()
     }
 
@@ -86,7 +94,7 @@ impl Routes {
     pub async fn refresh(&self) -> Result<Arc<SlotMap>> {
         self.lookups.fetch_add(1, Ordering::Relaxed);
         let mut results =
-            self.seed().do_action(Action::new(action::SLOT_MAP, "")).await.map_err(|e| from_status(&e))?.into_inner();
+            flight(self.seed()).do_action(Action::new(action::SLOT_MAP, "")).await.map_err(|e| from_status(&e))?.into_inner();
         let result = results.message().await.map_err(|e| from_status(&e))?;
         let body = result.ok_or_else(|| Error::internal("the server answered no slot map"))?.body;
         let map: SlotMap =
@@ -117,16 +125,25 @@ impl Routes {
     }
 
     /// The owner of a slot, over a kept connection.
-    pub(crate) async fn owner(&self, slot: Slot) -> Result<Flight> {
-        let map = self.map().await?;
-        let Some(uri) = map.owner(slot).uri.as_deref() else { return Ok(self.seed()) };
+    pub(crate) async fn owner(&self, slot: Slot) -> Result<Channel> {
+        self.channel(self.map().await?.owner(slot))
+    }
+
+    /// The preferred owner of every slot, if there is one.
+    pub(crate) async fn sole_owner(&self) -> Result<Option<Channel>> {
+        self.map().await?.sole_owner().map(|node| self.channel(node)).transpose()
+    }
+
+    fn channel(&self, node: &Node) -> Result<Channel> {
+        let Some(uri) = node.uri.as_deref() else { return Ok(self.seed()) };
+        let authority = authority(uri)?;
         let mut channels = lock(&self.channels);
-        if let Some(flight) = channels.get(uri) {
-            return Ok(flight.clone());
+        if let Some(channel) = channels.get(authority) {
+            return Ok(channel.clone());
         }
-        let flight = client(uri)?;
-        channels.insert(uri.to_owned(), flight.clone());
-        Ok(flight)
+        let channel = channel(authority)?;
+        channels.insert(authority.to_owned(), channel.clone());
+        Ok(channel)
     }
 
     /// Times the slot map was asked for.

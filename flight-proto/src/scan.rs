@@ -136,6 +136,25 @@ pub struct ScanStats {
     pub encode_us: u64,
 }
 
+impl std::iter::Sum for ScanStats {
+    fn sum<I: Iterator<Item = Self>>(shares: I) -> Self {
+        shares.fold(Self::default(), |a, b| Self {
+            rows: a.rows.saturating_add(b.rows),
+            bytes: a.bytes.saturating_add(b.bytes),
+            row_groups: a.row_groups.saturating_add(b.row_groups),
+            row_groups_pruned: a.row_groups_pruned.saturating_add(b.row_groups_pruned),
+            chunks_hit: a.chunks_hit.saturating_add(b.chunks_hit),
+            chunks_missed: a.chunks_missed.saturating_add(b.chunks_missed),
+            store_bytes: a.store_bytes.saturating_add(b.store_bytes),
+            store_requests: a.store_requests.saturating_add(b.store_requests),
+            fetch_us: a.fetch_us.saturating_add(b.fetch_us),
+            decode_us: a.decode_us.saturating_add(b.decode_us),
+            filter_us: a.filter_us.saturating_add(b.filter_us),
+            encode_us: a.encode_us.saturating_add(b.encode_us),
+        })
+    }
+}
+
 /// Name of the response trailer that carries [`ScanStats`] as JSON.
 pub const SCAN_STATS_TRAILER: &str = "flightcache-scan-stats";
 
@@ -176,6 +195,13 @@ mod tests {
         fn any_bytes_parse_or_fail_typed(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = ScanRequest::parse(&bytes);
         }
+    }
+
+    #[test]
+    fn figures_are_summed_whatever_a_server_tells() {
+        let told = |rows| ScanStats { rows, fetch_us: 1, ..ScanStats::default() };
+        assert_eq!([told(1), told(2)].into_iter().sum::<ScanStats>(), ScanStats { fetch_us: 2, ..told(3) });
+        assert_eq!([told(1), told(u64::MAX)].into_iter().sum::<ScanStats>().rows, u64::MAX);
     }
 
     #[test]

@@ -88,6 +88,13 @@ impl SlotMap {
         // `new` checked that the ranges cover every slot and that owners exist.
         &self.nodes[self.ranges[at].owners[0] as usize]
     }
+
+    /// The node that is the preferred owner of every slot, if there is one.
+    pub fn sole_owner(&self) -> Option<&Node> {
+        let mut owners = self.ranges.iter().filter_map(|range| range.owners.first());
+        let first = owners.next()?;
+        if owners.all(|owner| owner == first) { self.nodes.get(*first as usize) } else { None }
+    }
 }
 
 impl TryFrom<Unchecked> for SlotMap {
@@ -122,6 +129,9 @@ mod tests {
         assert_eq!(map.owner(Slot::try_from(99).unwrap()).id, "b");
         assert_eq!(map.owner(Slot::try_from(100).unwrap()).id, "a");
         assert_eq!(map.owner(Slot::try_from(SLOT_COUNT - 1).unwrap()).id, "a");
+        assert_eq!(map.sole_owner(), None);
+        let whole = SlotMap::new(3, vec![node("a"), node("b")], vec![range(0, 99, 1), range(100, SLOT_COUNT - 1, 1)]).unwrap();
+        assert_eq!(whole.sole_owner().map(|owner| &*owner.id), Some("b"));
         let json = serde_json::to_string(&map).unwrap();
         assert_eq!(serde_json::from_str::<SlotMap>(&json).unwrap(), map);
     }

@@ -1,5 +1,6 @@
 //! The client against servers that answer as a test says, over real sockets: what the true server does rarely or never.
 
+mod direct;
 mod fake;
 mod routes;
 mod scans;

@@ -1,5 +1,6 @@
 //! How often the store is asked.
 
+use futures::TryStreamExt as _;
 use futures::future::try_join_all;
 use object_store::GetRange;
 
@@ -31,6 +32,27 @@ async fn a_second_scan_asks_nothing() {
     assert!(matches!(suffix, Some(GetRange::Suffix(_))) && matches!(data, Some(GetRange::Bounded(_))));
     assert_eq!(cache.values(URL, "c0").await.unwrap()[0], 5);
     assert_eq!(cache.store.take_reads(), []);
+    cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_request_answers_what_two_do() {
+    let cache = Cache::start().await;
+    cache.store.put("t.parquet", file(0, 200_000, 50_000, 4)).await;
+    let scan = || cache.client.scan(URL).columns(["c1", "c0"]).filter("c0 % 3 = 0");
+    let mut answers = Vec::new();
+    for scan in [scan(), scan().in_one_request()] {
+        let mut stream = scan.send().await.unwrap();
+        let mut batches = Vec::new();
+        while let Some(batch) = stream.try_next().await.unwrap() {
+            batches.push(batch);
+        }
+        let rows = batches.iter().map(|batch| batch.num_rows() as u64).sum::<u64>();
+        assert_eq!(stream.stats().rows, rows);
+        assert_eq!(rows, 66_667);
+        answers.push(arrow::compute::concat_batches(&stream.schema(), &batches).unwrap());
+    }
+    assert_eq!(answers[0], answers[1]);
     cache.stop().await;
 }
 

@@ -1,0 +1,82 @@
+//! Arrow from messages: columns are slices of the messages' bodies.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::datatypes::SchemaRef;
+use arrow::ipc::convert::fb_to_schema;
+use arrow::ipc::reader::{RecordBatchDecoder, read_dictionary};
+use arrow::ipc::{self, MessageHeader, root_as_message};
+use flightcache_proto::{Error, Result};
+
+use super::assemble::Message;
+
+/// What a message says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Payload {
+    /// The schema of the batches that follow.
+    Schema(SchemaRef),
+    /// Rows.
+    Batch(RecordBatch),
+    /// Nothing by itself: a dictionary, or figures only.
+    Nothing,
+}
+
+/// What is known of a stream so far.
+#[derive(Debug, Default)]
+pub(super) struct Decoder {
+    schema: Option<SchemaRef>,
+    dictionaries: HashMap<i64, ArrayRef>,
+}
+
+impl Decoder {
+    pub(super) fn decode(&mut self, message: &Message) -> Result<Payload> {
+        // The readers trust lengths and types to agree.
+        let decoded = std::panic::catch_unwind(AssertUnwindSafe(|| self.try_decode(message)));
+        let decoded = decoded.unwrap_or_else(|_| Err("its lengths and types contradict each other".to_owned()));
+        decoded.map_err(|e| Error::internal(format!("the server's answer cannot be decoded: {e}")))
+    }
+
+    fn try_decode(&mut self, Message { header, body, .. }: &Message) -> Result<Payload, String> {
+        let message = root_as_message(header).map_err(|e| e.to_string())?;
+        match message.header_type() {
+            MessageHeader::NONE => Ok(Payload::Nothing),
+            MessageHeader::Schema => {
+                let schema = Arc::new(fb_to_schema(message.header_as_schema().ok_or("a schema is missing")?));
+                *self = Self { schema: Some(Arc::clone(&schema)), dictionaries: HashMap::new() };
+                Ok(Payload::Schema(schema))
+            }
+            MessageHeader::DictionaryBatch => {
+                let schema = self.schema.as_ref().ok_or("a dictionary came before the schema")?;
+                let batch = message.header_as_dictionary_batch().ok_or("a dictionary is missing")?;
+                within(batch.data().ok_or("a dictionary has no values")?, body.len())?;
+                read_dictionary(body, batch, schema, &mut self.dictionaries, &message.version()).map_err(|e| e.to_string())?;
+                Ok(Payload::Nothing)
+            }
+            MessageHeader::RecordBatch => {
+                let schema = self.schema.as_ref().ok_or("a batch came before the schema")?;
+                let batch = message.header_as_record_batch().ok_or("a batch is missing")?;
+                within(batch, body.len())?;
+                let version = message.version();
+                let batch = RecordBatchDecoder::try_new(body, batch, Arc::clone(schema), &self.dictionaries, &version)
+                    .and_then(RecordBatchDecoder::read_record_batch);
+                batch.map(Payload::Batch).map_err(|e| e.to_string())
+            }
+            other => Err(format!("a message is of the unexpected type {}", other.variant_name().unwrap_or("unknown"))),
+        }
+    }
+}
+
+/// Checks that what a batch shows lies within its body: the commonest of what the readers take on trust.
+fn within(batch: ipc::RecordBatch<'_>, body_bytes: usize) -> Result<(), String> {
+    let is_within = |buffer: &ipc::Buffer| {
+        let (offset, length) = (u64::try_from(buffer.offset()).ok()?, u64::try_from(buffer.length()).ok()?);
+        (offset.checked_add(length)? <= body_bytes as u64).then_some(())
+    };
+    if batch.length() >= 0 && batch.buffers().into_iter().flatten().all(|buffer| is_within(buffer).is_some()) {
+        return Ok(());
+    }
+    Err(format!("a batch shows more than its body of {body_bytes} bytes"))
+}

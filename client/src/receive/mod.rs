@@ -1,0 +1,171 @@
+//! `DoGet` as it is received: one request, and its answer as Arrow.
+//!
+//! ```text
+//!  HTTP/2 DATA, cut anywhere --assemble--> FlightData, its body aligned --decode--> batches that are slices of the body
+//! ```
+//!
+//! tonic would copy every byte into a buffer of its own, from which the Flight decoder copies it again to align it; here a body
+//! is copied once, to where its columns stay.
+
+mod assemble;
+mod decode;
+#[cfg(test)]
+mod tests;
+
+use bytes::{BufMut as _, Bytes};
+use flightcache_proto::scan::SCAN_STATS_TRAILER;
+use flightcache_proto::{Error, ErrorKind, Result, ScanStats};
+use http::header::{CONTENT_TYPE, TE};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version};
+use http_body_util::{BodyExt as _, Full};
+use prost::Message as _;
+use tonic::body::Body;
+use tonic::client::GrpcService;
+use tonic::{Code, Status};
+
+use self::assemble::Assembler;
+use self::decode::Decoder;
+pub use self::decode::Payload;
+use crate::retry::from_status;
+
+const PATH: &str = "/arrow.flight.protocol.FlightService/DoGet";
+/// The largest message that is accepted, of any method.
+pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
+/// An answer that is being received. Dropping it cancels the call.
+#[derive(Debug)]
+pub struct Answer {
+    /// `None` after its end, or an error.
+    body: Option<Body>,
+    assembler: Assembler,
+    decoder: Decoder,
+    /// The status came in the headers, and is good: there are neither messages nor trailers.
+    is_status_known: bool,
+}
+
+/// One message of an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Frame {
+    /// What it says.
+    pub payload: Payload,
+    /// What serving took so far, where the server says it.
+    pub stats: Option<ScanStats>,
+}
+
+/// Sends a ticket. The service is a channel, or something like one.
+pub async fn do_get<S>(mut service: S, ticket: Bytes) -> Result<Answer>
+where
+    S: GrpcService<Body, ResponseBody = Body>,
+{
+    let request = request(ticket)?;
+    std::future::poll_fn(|cx| service.poll_ready(cx)).await.map_err(broken::<S>)?;
+    let response = service.call(request).await.map_err(broken::<S>)?;
+    let (head, body) = response.into_parts();
+    let status = status(&head.headers);
+    match &status {
+        Some(status) if status.code() != Code::Ok => return Err(from_status(status)),
+        _ if head.status != StatusCode::OK => {
+            return Err(Error::new(kind_of(head.status), format!("the answer is HTTP {}, not gRPC", head.status)));
+        }
+        _ => {}
+    }
+    Ok(Answer {
+        body: Some(body),
+        assembler: Assembler::new(MAX_MESSAGE_BYTES),
+        decoder: Decoder::default(),
+        is_status_known: status.is_some(),
+    })
+}
+
+fn request(ticket: Bytes) -> Result<Request<Body>> {
+    let ticket = arrow_flight::Ticket { ticket };
+    let length = ticket.encoded_len();
+    let mut message = Vec::with_capacity(5 + length);
+    message.put_u8(0);
+    message.put_u32(u32::try_from(length).map_err(|_| Error::invalid("the ticket is longer than 4 GiB"))?);
+    message.put(&*ticket.encode_to_vec());
+    let mut request = Request::new(Body::new(Full::new(Bytes::from(message))));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = http::Uri::from_static(PATH);
+    *request.version_mut() = Version::HTTP_2;
+    request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+    request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    Ok(request)
+}
+
+/// The error of a call that had no answer.
+fn broken<S: GrpcService<Body>>(error: S::Error) -> Error {
+    from_status(&Status::from_error(error.into()))
+}
+
+/// The status among headers or trailers.
+fn status(headers: &HeaderMap) -> Option<Status> {
+    // Details are none of ours, and reading ones that are not base64 panics.
+    let mut headers = headers.clone();
+    headers.remove("grpc-status-details-bin");
+    Status::from_header_map(&headers)
+}
+
+/// What an HTTP status means where gRPC's is missing:
+/// <https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>.
+fn kind_of(status: StatusCode) -> ErrorKind {
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ErrorKind::Denied,
+        StatusCode::NOT_FOUND => ErrorKind::Unsupported,
+        StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT => ErrorKind::Unavailable,
+        _ => ErrorKind::Internal,
+    }
+}
+
+impl Answer {
+    /// The next message; `None` only after an end that the server declared good. May be dropped while it waits.
+    pub async fn next(&mut self) -> Result<Option<Frame>> {
+        let next = self.receive().await;
+        if next.is_err() {
+            self.body = None;
+        }
+        next
+    }
+
+    async fn receive(&mut self) -> Result<Option<Frame>> {
+        loop {
+            let Some(body) = &mut self.body else { return Ok(None) };
+            if let Some(message) = self.assembler.next()? {
+                let payload = self.decoder.decode(&message)?;
+                return Ok(Some(Frame { payload, stats: serde_json::from_slice(&message.app_metadata).ok() }));
+            }
+            match body.frame().await {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(piece) if piece.is_empty() => {}
+                    Ok(_) if self.is_status_known => return Err(Error::internal("the server's answer goes on after its status")),
+                    Ok(piece) => self.assembler.push(piece),
+                    Err(frame) => return self.end(frame.trailers_ref()),
+                },
+                Some(Err(status)) => return Err(from_status(&status)),
+                None => return self.end(None),
+            }
+        }
+    }
+
+    /// Ends the answer, telling the last figures.
+    fn end(&mut self, trailers: Option<&HeaderMap>) -> Result<Option<Frame>> {
+        match trailers.and_then(status) {
+            Some(status) if status.code() != Code::Ok => return Err(from_status(&status)),
+            // What resets a stream without a reason, as some proxies do, ends it like this: with no trailers at all.
+            None if !self.is_status_known => {
+                return Err(Error::new(ErrorKind::Unavailable, "the server's answer ended without its status"));
+            }
+            _ => {}
+        }
+        if !self.assembler.is_complete() {
+            return Err(Error::internal("the server's answer ended within a message"));
+        }
+        self.body = None;
+        let stats = trailers.and_then(|trailers| trailers.get(SCAN_STATS_TRAILER));
+        let stats = stats.and_then(|stats| serde_json::from_slice(stats.as_bytes()).ok());
+        Ok(stats.map(|stats| Frame { payload: Payload::Nothing, stats: Some(stats) }))
+    }
+}

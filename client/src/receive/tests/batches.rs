@@ -1,0 +1,159 @@
+//! The decoder: values, and where they lie.
+
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, BooleanArray, Decimal128Array, DictionaryArray, Float64Array, Int8Array, Int64Array, ListArray, RecordBatch,
+    StringArray, StringViewArray, StructArray,
+};
+use arrow::buffer::Buffer;
+use arrow::datatypes::{DataType, Field, Int32Type, Int64Type};
+use arrow_flight::FlightData;
+use arrow_flight::encode::FlightDataEncoderBuilder;
+use arrow_flight::utils::batches_to_flight_data;
+use bytes::Bytes;
+use flightcache_proto::{ErrorKind, Result};
+use futures::{StreamExt as _, TryStreamExt as _};
+
+use super::super::assemble::Message;
+use super::super::decode::{Decoder, Payload};
+use super::{assemble, data, numbers, wire};
+
+fn decode(messages: &[Message]) -> Result<Vec<RecordBatch>> {
+    let mut decoder = Decoder::default();
+    let mut batches = Vec::new();
+    for message in messages {
+        if let Payload::Batch(batch) = decoder.decode(message)? {
+            batches.push(batch);
+        }
+    }
+    Ok(batches)
+}
+
+fn received(data: &[FlightData]) -> Result<Vec<RecordBatch>> {
+    // As it comes: no body is at a multiple of anything.
+    let bytes = [&[0][..], &wire(data)].concat();
+    decode(&assemble(bytes[1..].chunks(999).map(Bytes::copy_from_slice))?)
+}
+
+fn many_types(rows: usize) -> RecordBatch {
+    let text = |i: usize| (!i.is_multiple_of(3)).then(|| format!("a text longer than twelve bytes {i}"));
+    let lists = (0..rows).map(|i| (i % 5 > 0).then(|| vec![Some(i as i64), None]));
+    let inner: ArrayRef = Arc::new((0..rows as i64).map(|i| (i % 2 == 0).then_some(i)).collect::<Int64Array>());
+    let columns: [(&str, ArrayRef); 9] = [
+        ("i64", Arc::new((0..rows as i64).collect::<Int64Array>())),
+        ("i8", Arc::new((0..rows).map(|i| Some(i as i8)).collect::<Int8Array>())),
+        ("f64", Arc::new((0..rows).map(|i| (i % 7 > 0).then_some(i as f64)).collect::<Float64Array>())),
+        ("bool", Arc::new((0..rows).map(|i| Some(i % 2 == 0)).collect::<BooleanArray>())),
+        ("decimal", Arc::new((0..rows).map(|i| Some(i as i128)).collect::<Decimal128Array>())),
+        ("text", Arc::new((0..rows).map(text).collect::<StringArray>())),
+        ("view", Arc::new((0..rows).map(text).collect::<StringViewArray>())),
+        ("list", Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>(lists))),
+        ("struct", Arc::new(StructArray::from(vec![(Arc::new(Field::new("inner", DataType::Int64, true)), inner)]))),
+    ];
+    RecordBatch::try_from_iter_with_nullable(columns.map(|(name, array)| (name, array, true))).unwrap()
+}
+
+fn buffers(array: &dyn Array) -> Vec<Buffer> {
+    fn collect(data: &arrow::array::ArrayData, to: &mut Vec<Buffer>) {
+        to.extend(data.buffers().iter().cloned());
+        to.extend(data.nulls().map(|nulls| nulls.buffer().clone()));
+        data.child_data().iter().for_each(|child| collect(child, to));
+    }
+    let mut all = Vec::new();
+    collect(&array.to_data(), &mut all);
+    all
+}
+
+#[test]
+fn every_column_lies_in_one_aligned_buffer() {
+    let batch = many_types(1_000);
+    let bytes = [&[0][..], &wire(&data(std::slice::from_ref(&batch)))].concat();
+    let messages = assemble(bytes[1..].chunks(999).map(Bytes::copy_from_slice)).unwrap();
+    let body = &messages[1].body;
+    let body_at = body.as_ptr().addr();
+    assert!(body_at.is_multiple_of(64));
+    let decoded = decode(&messages).unwrap();
+    assert_eq!(decoded, [batch]);
+    for (column, field) in decoded[0].columns().iter().zip(decoded[0].schema_ref().fields()) {
+        let buffers = buffers(column);
+        assert!(!buffers.is_empty());
+        for buffer in buffers.iter().filter(|buffer| !buffer.is_empty()) {
+            let at = buffer.as_ptr().addr();
+            assert!((body_at..body_at + body.len()).contains(&at), "{field}: a buffer was copied");
+            assert!((at - body_at).is_multiple_of(64) || matches!(field.data_type(), DataType::Struct(_)), "{field}");
+        }
+    }
+}
+
+#[test]
+fn batches_of_any_size_and_shape_are_what_was_sent() {
+    for rows in [0, 1, 7, 1_000] {
+        let batches = [many_types(rows), many_types(rows).slice(rows / 3, rows / 2), many_types(2)];
+        assert_eq!(received(&data(&batches)).unwrap(), batches);
+    }
+    let no_columns = RecordBatch::try_new_with_options(
+        Arc::new(arrow::datatypes::Schema::empty()),
+        vec![],
+        &arrow::array::RecordBatchOptions::new().with_row_count(Some(5)),
+    );
+    let no_columns = no_columns.unwrap();
+    assert_eq!(received(&data(std::slice::from_ref(&no_columns))).unwrap(), [no_columns]);
+}
+
+#[tokio::test]
+async fn dictionaries_are_kept_replaced_and_forgotten() {
+    let words = |words: &[&str]| -> RecordBatch {
+        let array: DictionaryArray<Int32Type> = words.iter().copied().collect();
+        RecordBatch::try_from_iter([("d", Arc::new(array) as _)]).unwrap()
+    };
+    let batches = [words(&["a", "b", "a"]), words(&["c"]), words(&["b", "b"])];
+    let frames = FlightDataEncoderBuilder::new()
+        .with_dictionary_handling(arrow_flight::encode::DictionaryHandling::Resend)
+        .build(futures::stream::iter(batches.clone()).map(Ok));
+    let frames: Vec<FlightData> = frames.try_collect().await.unwrap();
+    assert!(frames.len() > 1 + batches.len(), "no dictionary was sent");
+    assert_eq!(received(&frames).unwrap(), batches);
+
+    // A schema starts anew: a batch then lacks its dictionary.
+    let again = [&frames[..], &frames[..1], &frames[frames.len() - 1..]].concat();
+    assert_eq!(received(&again).unwrap_err().kind, ErrorKind::Internal);
+    // A dictionary before the schema.
+    assert_eq!(received(&frames[1..]).unwrap_err().kind, ErrorKind::Internal);
+}
+
+#[test]
+fn bytes_that_contradict_each_other_are_a_typed_error() {
+    let good = data(&[many_types(10)]);
+    let mut refused = 0;
+    for (frame, FlightData { data_header, .. }) in good.iter().enumerate() {
+        for at in 0..data_header.len() {
+            for value in [0, 0x7f, 0xff] {
+                let mut changed = good.clone();
+                let mut header = data_header.to_vec();
+                header[at] = value;
+                changed[frame].data_header = header.into();
+                if let Err(error) = received(&changed) {
+                    assert_eq!(error.kind, ErrorKind::Internal, "{error}");
+                    refused += 1;
+                }
+            }
+        }
+        for length in 0..data_header.len() {
+            let mut changed = good.clone();
+            changed[frame].data_header = data_header.slice(..length);
+            refused += usize::from(received(&changed).is_err());
+        }
+    }
+    assert!(refused > 100, "{refused}");
+    for length in [0, 8, good[1].data_body.len() - 64] {
+        let mut changed = good.clone();
+        changed[1].data_body = good[1].data_body.slice(..length);
+        let error = received(&changed).unwrap_err();
+        assert!(error.message.contains("more than its body"), "{error}");
+    }
+    assert!(received(&good[1..]).unwrap_err().message.contains("before the schema"));
+    // A schema in the middle replaces the one before.
+    let both = [&good[..], &batches_to_flight_data(numbers([]).schema_ref(), vec![numbers([1])]).unwrap()].concat();
+    assert_eq!(received(&both).unwrap(), [many_types(10), numbers([1])]);
+}
