@@ -86,7 +86,7 @@ impl Side for Cached {
                 Entry::Occupied(client) => client.into_mut(),
                 Entry::Vacant(client) => client.insert(Client::connect(&self.locations[location]).await?),
             };
-            let mut scan = client.scan(url);
+            let mut scan = client.scan(url).in_one_request();
             if let Some(columns) = &read.columns {
                 scan = scan.columns(columns.iter().cloned());
             }
