@@ -5,6 +5,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use flightcache_bench::{generate, import, load, quickstart, replay, scans, simulate};
 
+// Buffers of a MiB come and go with every answer: glibc gives each back to the system and faults it in anew.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 #[command(name = "flightcache-bench", version, about = "Benchmarks of Flightcache")]
 struct Cli {

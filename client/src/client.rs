@@ -39,6 +39,11 @@ impl Client {
         Ok(Self { routes })
     }
 
+    /// The same without asking the server anything yet: the connection is made, and the slot map learned, when they are needed.
+    pub fn lazy(location: &str) -> Result<Self> {
+        Ok(Self { routes: Arc::new(Routes::new(location)?) })
+    }
+
     /// A scan of an object, a prefix ending in `/`, or a glob.
     pub fn scan(&self, url: impl Into<String>) -> ScanBuilder {
         ScanBuilder::new(self.clone(), ScanRequest::new(url))

@@ -129,8 +129,12 @@ impl Routes {
         self.channel(self.map().await?.owner(slot))
     }
 
-    /// The preferred owner of every slot, if there is one.
+    /// Who can answer any scan whole without asking others: the preferred owner of every slot, if there is one. While nothing is
+    /// known of owners, the seed, which answers in any case.
     pub(crate) async fn sole_owner(&self) -> Result<Option<Channel>> {
+        if lock(&self.map).is_none() {
+            return Ok(Some(self.seed()));
+        }
         self.map().await?.sole_owner().map(|node| self.channel(node)).transpose()
     }
 

@@ -8,6 +8,10 @@ use flightcache_server::{Server, Settings};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+// Buffers of a MiB come and go with every answer: glibc gives each back to the system and faults it in anew.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let flags = Flags::parse();
     let settings = match flags.settings() {

@@ -84,7 +84,7 @@ impl Side for Cached {
             let location = owner(&url, self.locations.len());
             let client = match clients.entry(location) {
                 Entry::Occupied(client) => client.into_mut(),
-                Entry::Vacant(client) => client.insert(Client::connect(&self.locations[location]).await?),
+                Entry::Vacant(client) => client.insert(Client::lazy(&self.locations[location])?),
             };
             let mut scan = client.scan(url).in_one_request();
             if let Some(columns) = &read.columns {

@@ -65,6 +65,20 @@ async fn a_scan_is_two_requests_or_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_knows_nothing_yet_asks_for_nothing_else() {
+    let (fake, _) = answered([rows([1, 2])]).await;
+    let before = fake.counts().maps;
+    let client = Client::lazy(&fake.uri()).unwrap();
+    assert_eq!(read(&client).await, (vec![1, 2], None));
+    assert_eq!((fake.counts().maps - before, fake.counts().plans.len(), fake.counts().gets.len()), (0, 0, 1));
+    // Routes are learned when they are needed.
+    fake.answer_plan(Ok(plan([endpoint("a", LOW, 1)])));
+    fake.answer_get("a", rows([3]));
+    assert_eq!(values(&client.scan(URL).send().await.unwrap().collect().await.unwrap()), [3]);
+    assert_eq!((fake.counts().maps - before, client.route_lookups()), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn with_two_owners_it_is_planned() {
     let (low, high) = (Fake::start().await, Fake::start().await);
     low.answer_map(&halves(1, Some(low.uri()), Some(high.uri())));

@@ -597,6 +597,6 @@ async fn a_client_outlives_a_scan_that_failed() {
     let (fake, client) = one_share([vec![fail(ErrorKind::NotFound, "no")], rows([1])]).await;
     assert_eq!(read(&client).await.1.unwrap().kind, ErrorKind::NotFound);
     assert_eq!(read(&client).await, (vec![1], None));
-    assert_eq!((fake.counts().maps, fake.counts().connections), (1, 2), "the seed's and the owner's connection are kept");
+    assert_eq!((fake.counts().maps, fake.counts().connections), (1, 1), "the one connection is kept");
     assert_eq!(*client.slot_map().await.unwrap(), whole(1, &fake));
 }

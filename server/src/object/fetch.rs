@@ -19,8 +19,12 @@ use crate::admin::{Metrics, ScanMeter};
 
 /// Ranges closer than this are read in one request: at 100 MB/s the gap costs 2.6 ms, a request some 30 ms and money.
 const COALESCE_GAP_BYTES: u64 = 256 << 10;
-/// Larger reads are split, since stores serve several medium ranges faster than one large.
-const MAX_REQUEST_BYTES: u64 = 8 << 20;
+/// Larger reads are split, since stores serve several medium ranges faster than one large; unless enough is under way.
+const MAX_REQUEST_BYTES: u64 = 16 << 20;
+/// With so many requests under way, splitting no longer makes reads faster, only more.
+const BUSY_REQUESTS: usize = 6;
+/// Larger reads are split even then, to be tried again in parts.
+const MAX_BUSY_REQUEST_BYTES: u64 = 128 << 20;
 /// Requests one call keeps under way.
 const MAX_REQUESTS_PER_CALL: usize = 16;
 
@@ -42,6 +46,7 @@ impl fmt::Debug for ObjectRef {
 #[derive(Clone)]
 pub struct FetchLimits {
     requests: Arc<Semaphore>,
+    max_requests: usize,
     metrics: Arc<Metrics>,
 }
 
@@ -99,7 +104,12 @@ impl From<Segments> for Reads {
 impl FetchLimits {
     /// At most `max_requests` reads at a time.
     pub fn new(max_requests: usize, metrics: Arc<Metrics>) -> Self {
-        Self { requests: Arc::new(Semaphore::new(max_requests)), metrics }
+        Self { requests: Arc::new(Semaphore::new(max_requests)), max_requests, metrics }
+    }
+
+    fn max_request_bytes(&self) -> u64 {
+        let under_way = self.max_requests.saturating_sub(self.requests.available_permits());
+        if under_way < BUSY_REQUESTS { MAX_REQUEST_BYTES } else { MAX_BUSY_REQUEST_BYTES }
     }
 }
 
@@ -157,7 +167,7 @@ impl Segments {
 }
 
 /// The reads that cover `ranges`: neighbours merged across small gaps, large ones split.
-fn coalesce(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+fn coalesce(ranges: &[Range<u64>], max_request_bytes: u64) -> Vec<Range<u64>> {
     let mut sorted: Vec<_> = ranges.iter().filter(|range| range.start < range.end).cloned().collect();
     sorted.sort_by_key(|range| range.start);
     let mut merged: Vec<Range<u64>> = Vec::new();
@@ -168,7 +178,7 @@ fn coalesce(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
         }
     }
     let split = |range: Range<u64>| {
-        let parts = (range.end - range.start).div_ceil(MAX_REQUEST_BYTES);
+        let parts = (range.end - range.start).div_ceil(max_request_bytes);
         let step = (range.end - range.start).div_ceil(parts);
         (0..parts).map(move |i| range.start + i * step..(range.start + (i + 1) * step).min(range.end))
     };
@@ -177,7 +187,7 @@ fn coalesce(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
 
 /// Bytes that reading `ranges` brings: the ranges, and the gaps that are read along.
 pub fn read_bytes(ranges: &[Range<u64>]) -> u64 {
-    coalesce(ranges).iter().map(|read| read.end - read.start).sum()
+    coalesce(ranges, MAX_REQUEST_BYTES).iter().map(|read| read.end - read.start).sum()
 }
 
 impl ObjectRef {
@@ -242,7 +252,7 @@ impl ObjectRef {
         limits: &FetchLimits,
         meter: &ScanMeter,
     ) -> Result<Segments> {
-        let reads = futures::stream::iter(coalesce(ranges)).map(|range| async move {
+        let reads = futures::stream::iter(coalesce(ranges, limits.max_request_bytes())).map(|range| async move {
             let start = range.start;
             Ok((start, self.range(version, range, limits, meter).await?))
         });
@@ -264,7 +274,7 @@ impl ObjectRef {
             };
             (range, read.boxed().shared())
         };
-        Reads { parts: coalesce(ranges).into_iter().map(read).collect() }
+        Reads { parts: coalesce(ranges, limits.max_request_bytes()).into_iter().map(read).collect() }
     }
 
     async fn range(
@@ -394,7 +404,7 @@ mod tests {
     fn gaps_are_bridged_and_large_reads_split() {
         let reads = |ranges: &[(u64, u64)]| {
             let ranges: Vec<_> = ranges.iter().map(|&(start, end)| start..end).collect();
-            coalesce(&ranges).into_iter().map(|range| (range.start, range.end)).collect::<Vec<_>>()
+            coalesce(&ranges, MAX_REQUEST_BYTES).into_iter().map(|range| (range.start, range.end)).collect::<Vec<_>>()
         };
         assert_eq!(reads(&[(0, 10), (20, 30)]), [(0, 30)]);
         let far = COALESCE_GAP_BYTES + 11;
@@ -413,7 +423,7 @@ mod tests {
             let ranges: Vec<_> = ranges.into_iter().map(|(start, len)| start..start + len).collect();
             let slice = |range: &Range<u64>| OBJECT.slice(range.start as usize..range.end as usize);
             // Copies, as reads are: neighbours in the object are not neighbours in memory.
-            let parts = coalesce(&ranges).into_iter().map(|range| (range.start, Bytes::copy_from_slice(&slice(&range))));
+            let parts = coalesce(&ranges, MAX_REQUEST_BYTES).into_iter().map(|range| (range.start, Bytes::copy_from_slice(&slice(&range))));
             let segments = Segments { parts: parts.collect() };
             for range in ranges {
                 prop_assert!(segments.get(range.clone()).unwrap() == slice(&range));
