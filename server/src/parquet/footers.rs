@@ -45,10 +45,17 @@ struct State {
     /// What the objects of a directory were like.
     hints: LruCache<String, Hint>,
     /// Objects that came whole with their footers, until their data is asked for.
-    whole: LruCache<Arc<str>, (Version, Bytes)>,
+    whole: LruCache<Arc<str>, Whole>,
     whole_bytes: usize,
     /// Grows with every eviction on request, so that a read begun before it is not kept.
     generation: u64,
+}
+
+struct Whole {
+    version: Version,
+    bytes: Bytes,
+    /// Row groups whose data has not been asked for yet.
+    row_groups_left: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -195,8 +202,11 @@ impl Footers {
             }
         };
         let mut state = self.lock();
-        let tail_bytes = footer.tail_bytes.next_multiple_of(4 << 10).min(MAX_HINT_BYTES);
-        let tail_bytes = hint.map_or(DEFAULT_HINT_BYTES, |hint| hint.tail_bytes).max(tail_bytes);
+        let mut tail_bytes = hint.map_or(DEFAULT_HINT_BYTES, |hint| hint.tail_bytes);
+        // What was read is the least that can be said of metadata that was covered at once.
+        if footer.tail_bytes > hint_bytes {
+            tail_bytes = tail_bytes.max(footer.tail_bytes.next_multiple_of(4 << 10)).min(MAX_HINT_BYTES);
+        }
         state.hints.put(directory, Hint { tail_bytes, size: footer.size });
         let weight = footer.weight_bytes();
         if footer.id.is_some() && state.generation == generation && weight <= self.capacity_bytes {
@@ -214,24 +224,29 @@ impl Footers {
             }
             if let (Some(bytes), Some(version)) = (whole, footer.version()) {
                 state.whole_bytes += bytes.len();
-                if let Some((_, (_, old))) = state.whole.push(object.shared_url(), (version.clone(), bytes)) {
-                    state.whole_bytes -= old.len();
+                let whole = Whole { version: version.clone(), bytes, row_groups_left: footer.metadata.num_row_groups() };
+                if let Some((_, old)) = state.whole.push(object.shared_url(), whole) {
+                    state.whole_bytes -= old.bytes.len();
                 }
                 while state.whole_bytes > self.whole_capacity_bytes {
-                    let Some((_, (_, old))) = state.whole.pop_lru() else { break };
-                    state.whole_bytes -= old.len();
+                    let Some((_, old)) = state.whole.pop_lru() else { break };
+                    state.whole_bytes -= old.bytes.len();
                 }
             }
         }
         Ok(footer)
     }
 
-    /// The bytes of an object that came whole with this footer, for whoever asks first.
+    /// The bytes of an object that came whole with this footer, for whoever first asks for a row group's data.
     pub fn take_whole(&self, footer: &Footer) -> Option<Bytes> {
         let mut state = self.lock();
-        let (version, bytes) = state.whole.pop(footer.object.url())?;
-        state.whole_bytes -= bytes.len();
-        (footer.version() == Some(&version)).then_some(bytes)
+        let whole = state.whole.get_mut(footer.object.url())?;
+        whole.row_groups_left = whole.row_groups_left.saturating_sub(1);
+        let bytes = (footer.version() == Some(&whole.version)).then(|| whole.bytes.clone());
+        if whole.row_groups_left == 0 || bytes.is_none() {
+            state.whole_bytes -= state.whole.pop(footer.object.url()).map_or(0, |gone| gone.bytes.len());
+        }
+        bytes
     }
 
     /// Forgets one object, so that its next use asks the store. Used when a read found it overwritten.
@@ -246,9 +261,7 @@ impl Footers {
         state.under_way.retain(|url, _| !matches(url));
         let whole: Vec<_> = state.whole.iter().map(|(url, _)| Arc::clone(url)).filter(|url| matches(url)).collect();
         for url in whole {
-            if let Some((_, bytes)) = state.whole.pop(&url) {
-                state.whole_bytes -= bytes.len();
-            }
+            state.whole_bytes -= state.whole.pop(&url).map_or(0, |gone| gone.bytes.len());
         }
         let gone: Vec<_> = state.resident.iter().map(|(url, _)| Arc::clone(url)).filter(|url| matches(url)).collect();
         for url in &gone {

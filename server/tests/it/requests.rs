@@ -13,8 +13,9 @@ const URL: &str = "s3://lake/t.parquet";
 async fn two_hundred_clients_of_a_cold_object_cost_what_one_costs() {
     let cache = Cache::start().await;
     cache.store.put("t.parquet", file(0, 40_000, 10_000, 4)).await;
-    cache.store.put("one.parquet", file(0, 40_000, 10_000, 4)).await;
-    cache.values("s3://lake/one.parquet", "c0").await.unwrap();
+    // In another directory, so that neither knows what the other was like.
+    cache.store.put("one/t.parquet", file(0, 40_000, 10_000, 4)).await;
+    cache.values("s3://lake/one/t.parquet", "c0").await.unwrap();
     let alone = cache.store.take_reads().len();
     let all = try_join_all((0..200).map(|_| cache.values(URL, "c0"))).await.unwrap();
     assert!(all.iter().all(|column| column.iter().copied().eq(0..40_000)));
@@ -32,6 +33,26 @@ async fn a_second_scan_asks_nothing() {
     assert!(matches!(suffix, Some(GetRange::Suffix(_))) && matches!(data, Some(GetRange::Bounded(_))));
     assert_eq!(cache.values(URL, "c0").await.unwrap()[0], 5);
     assert_eq!(cache.store.take_reads(), []);
+    cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_objects_are_read_whole_once_their_directory_is_known() {
+    let cache = Cache::start().await;
+    for (name, first, rows) in [("a", 0, 40_000), ("b", 7, 40_000), ("large", 9, 600_000)] {
+        cache.store.put(&format!("{name}.parquet"), file(first, rows, 10_000, 4)).await;
+    }
+    let mut reads = Vec::new();
+    for name in ["a", "b", "large", "a"] {
+        let url = format!("s3://lake/{name}.parquet");
+        cache.client.evict(&url).await.unwrap();
+        cache.values(&url, "c0").await.unwrap();
+        reads.push(cache.store.take_reads().len());
+    }
+    // The footer and four row groups; all at once; the large one's tail and its row groups; as with the first.
+    assert_eq!(reads, [5, 1, 61, 5]);
+    let values = cache.values("s3://lake/b.parquet", "c3").await.unwrap();
+    assert_eq!((values.len(), cache.store.take_reads().len()), (40_000, 4), "what came whole is not kept beyond its first use");
     cache.stop().await;
 }
 
