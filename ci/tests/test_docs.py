@@ -25,7 +25,8 @@ def blocks():
 def test_ec2(s3, tmp_path):
     s3.fs.create_dir("my-bucket")
     env = {**os.environ, **s3.env, "PATH": f"{BIN}:{os.environ['PATH']}", "SERVER": "127.0.0.1"}
-    flight_port, admin_port = free_ports(2)
+    flight_port = free_ports(2)
+    admin_port = flight_port + 1
     server, ran = None, []
     try:
         for command in blocks():
