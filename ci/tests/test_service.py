@@ -54,6 +54,26 @@ def test_mistakes_are_typed_and_name_the_object(server, url):
     assert server.act("stats")
 
 
+def test_health_and_reflection(server):
+    import grpc
+    channel = grpc.insecure_channel(server.uri.removeprefix("grpc+tcp://"))
+    check = channel.unary_unary("/grpc.health.v1.Health/Check")
+    serving = b"\x08\x01"
+    for service in (b"", b"arrow.flight.protocol.FlightService"):
+        assert check(b"\x0a" + bytes([len(service)]) + service, timeout=10) == serving
+    with pytest.raises(grpc.RpcError) as error:
+        check(b"\x0a\x01x", timeout=10)
+    assert error.value.code() == grpc.StatusCode.NOT_FOUND
+    reflect = channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
+    list_services = b"\x3a\x00"
+    [answer] = reflect(iter([list_services]), timeout=10)
+    for service in (b"arrow.flight.protocol.FlightService", b"grpc.health.v1.Health"):
+        assert service in answer, answer
+    with pytest.raises(grpc.RpcError) as error:
+        channel.unary_unary("/arrow.flight.protocol.FlightService/Nonsense")(b"", timeout=10)
+    assert error.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
 def test_files_that_are_none_are_corrupt(server, s3):
     for body in (b"", b"PAR1", b"no Parquet, but long enough to have a footer"):
         bad = s3.put("service/bad.parquet", body)

@@ -81,22 +81,53 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
     /// `request` tells one request's uses from another's: only use by a second request protects an entry. `populate` says
     /// whether a loaded value may stay; joining with `populate` a load begun without makes it stay.
     ///
-    /// For a batch, look up every key with the same `group`, then [`LoadGroup::spawn`] one task for all that came back as
-    /// [`Lookup::Lead`], without an await in between. One partition is locked at a time.
+    /// For several keys there is [`Cache::lookup_all`].
     pub fn lookup(self: &Arc<Self>, key: &K, request: u64, populate: bool, group: &LoadGroup) -> Lookup<K, V, E> {
-        let found = self.with_partition(key, |partition| {
-            let protect = self.protected_share > 0.0;
-            if let Some((entry, moved_bytes)) = partition.touch(key, request, self.tick(), protect) {
-                self.protected_bytes.fetch_add(moved_bytes, Ordering::AcqRel);
-                return Lookup::Hit(entry);
-            }
-            if let Some(flight) = partition.in_flight.get(key).and_then(|record| record.join(populate)) {
-                return Lookup::Wait(flight);
-            }
-            let (permit, flight, record) = Permit::new(self, key.clone(), request, populate, group);
-            partition.in_flight.insert(key.clone(), record);
-            Lookup::Lead(permit, flight)
-        });
+        let found = self.with_partition(key, |partition| self.find(partition, key, request, populate, group));
+        self.count(&found);
+        found
+    }
+
+    /// The same for a batch, in its order. Keys that follow each other in one partition are looked up under one lock: of two
+    /// callers with the same keys, one leads all that is missing.
+    ///
+    /// Then [`LoadGroup::spawn`] one task for all that came back as [`Lookup::Lead`], without an await in between. One
+    /// partition is locked at a time.
+    pub fn lookup_all(self: &Arc<Self>, keys: &[K], request: u64, populate: bool, group: &LoadGroup) -> Vec<Lookup<K, V, E>> {
+        let mut found = Vec::with_capacity(keys.len());
+        for together in keys.chunk_by(|a, b| self.partition_of(a) == self.partition_of(b)) {
+            self.with_partition(&together[0], |partition| {
+                found.extend(together.iter().map(|key| self.find(partition, key, request, populate, group)));
+            });
+        }
+        for found in &found {
+            self.count(found);
+        }
+        found
+    }
+
+    fn find(
+        self: &Arc<Self>,
+        partition: &mut Partition<K, V, E>,
+        key: &K,
+        request: u64,
+        populate: bool,
+        group: &LoadGroup,
+    ) -> Lookup<K, V, E> {
+        let protect = self.protected_share > 0.0;
+        if let Some((entry, moved_bytes)) = partition.touch(key, request, self.tick(), protect) {
+            self.protected_bytes.fetch_add(moved_bytes, Ordering::AcqRel);
+            return Lookup::Hit(entry);
+        }
+        if let Some(flight) = partition.in_flight.get(key).and_then(|record| record.join(populate)) {
+            return Lookup::Wait(flight);
+        }
+        let (permit, flight, record) = Permit::new(self, key.clone(), request, populate, group);
+        partition.in_flight.insert(key.clone(), record);
+        Lookup::Lead(permit, flight)
+    }
+
+    fn count(&self, found: &Lookup<K, V, E>) {
         let counted = match found {
             Lookup::Hit(_) => &self.counters.hits,
             Lookup::Wait(_) => {
@@ -106,7 +137,6 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
             Lookup::Lead(..) => &self.counters.misses,
         };
         counted.fetch_add(1, Ordering::Relaxed);
-        found
     }
 
     /// Whether a key is resident. Counts as no use.
@@ -159,7 +189,11 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
     }
 
     pub(super) fn with_partition<T>(&self, key: &K, work: impl FnOnce(&mut Partition<K, V, E>) -> T) -> T {
-        self.with_partition_at((key.partition_hash() % self.partitions.len() as u64) as usize, work)
+        self.with_partition_at(self.partition_of(key), work)
+    }
+
+    fn partition_of(&self, key: &K) -> usize {
+        (key.partition_hash() % self.partitions.len() as u64) as usize
     }
 
     pub(super) fn with_partition_at<T>(&self, at: usize, work: impl FnOnce(&mut Partition<K, V, E>) -> T) -> T {

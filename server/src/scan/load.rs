@@ -107,9 +107,10 @@ impl Engine {
         // What this call holds while it waits: it cannot become free for it.
         let mut held_bytes = 0;
         let mut wanted = Vec::with_capacity(columns.len());
-        for &column in columns {
-            let key = ChunkKey { object: Arc::clone(&object), row_group: group.row_group, column: column as u32 };
-            wanted.push(match self.chunks.lookup(&key, group.request, group.populate == Populate::Auto, &load) {
+        let key = |&column: &usize| ChunkKey { object: Arc::clone(&object), row_group: group.row_group, column: column as u32 };
+        let keys: Vec<ChunkKey> = columns.iter().map(key).collect();
+        for found in self.chunks.lookup_all(&keys, group.request, group.populate == Populate::Auto, &load) {
+            wanted.push(match found {
                 Lookup::Hit(chunk) => {
                     group.meter.chunks_hit.fetch_add(1, Ordering::Relaxed);
                     self.metrics.hit_bytes.inc_by(chunk.weight_bytes());

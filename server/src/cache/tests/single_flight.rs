@@ -238,3 +238,30 @@ async fn waiters_do_not_protect() {
     get(&cache, 3, 3, 10);
     assert_eq!(resident(&cache), [2, 3]);
 }
+
+/// The promise is about threads, so it is tried often: a batch within one partition is led by one of two callers.
+#[test]
+fn of_two_batches_one_leads_all_that_is_missing() {
+    for round in 0..500 {
+        let cache = cache(1_000, 1_000, 4, 0.8);
+        // All in partition 1.
+        let keys: Vec<Key> = (0..20).map(|i| Key(1 + 4 * i)).collect();
+        let start = std::sync::Barrier::new(2);
+        let led = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for request in 0..2 {
+                let (cache, keys, start, led) = (&cache, &keys, &start, &led);
+                scope.spawn(move || {
+                    start.wait();
+                    let found = cache.lookup_all(keys, request, true, &LoadGroup::new());
+                    let leads = found.iter().filter(|found| matches!(found, Lookup::Lead(..))).count();
+                    assert!(leads == 0 || leads == keys.len(), "round {round}: {leads}");
+                    led.fetch_add(leads, Ordering::SeqCst);
+                    // Neither leaves before both have looked.
+                    start.wait();
+                });
+            }
+        });
+        assert_eq!(led.into_inner(), keys.len());
+    }
+}
