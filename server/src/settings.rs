@@ -30,7 +30,7 @@ pub struct Settings {
     /// Bytes beyond the capacity for loads under way and evicted chunks that streams still hold; without it a quarter of the capacity, at least 256 MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reserve: Option<ByteSize>,
-    /// Capacity of the footer cache.
+    /// Capacity for footers, Bloom filters, and small objects that came whole with their footers.
     pub footer_capacity: ByteSize,
     /// Partitions of the chunk cache, each with a lock of its own.
     pub partitions: usize,
@@ -189,7 +189,7 @@ pub struct Flags {
     #[arg(long, env = "FLIGHTCACHE_RESERVE", value_name = "BYTES")]
     #[serde(skip_serializing_if = "Option::is_none")]
     reserve: Option<ByteSize>,
-    /// Capacity of the footer cache.
+    /// Capacity for footers, Bloom filters, and small objects that came whole with their footers.
     #[arg(long, env = "FLIGHTCACHE_FOOTER_CAPACITY", value_name = "BYTES")]
     #[serde(skip_serializing_if = "Option::is_none")]
     footer_capacity: Option<ByteSize>,
