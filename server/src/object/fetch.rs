@@ -80,14 +80,15 @@ pub struct Reads {
 type SharedRead = Shared<BoxFuture<'static, Result<Bytes>>>;
 
 impl Reads {
-    /// What `ranges` need, as soon as that is there.
+    /// What `ranges` need, as soon as that is there. After a failure as well, all reads that were begun are seen through: one
+    /// that nobody polls would keep its place among the requests.
     pub async fn covering(&self, ranges: &[Range<u64>]) -> Result<Segments> {
         let touched = |read: &Range<u64>| ranges.iter().any(|range| range.start < read.end && read.start < range.end);
         let reads = self.parts.iter().filter(|(read, _)| touched(read)).map(|(read, bytes)| {
             let (start, bytes) = (read.start, bytes.clone());
             async move { Ok::<_, Error>((start, bytes.await?)) }
         });
-        Ok(Segments { parts: futures::future::try_join_all(reads).await? })
+        Ok(Segments { parts: futures::future::join_all(reads).await.into_iter().collect::<Result<_>>()? })
     }
 }
 
@@ -399,6 +400,31 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[tokio::test]
+    async fn reads_that_were_begun_give_their_places_back_though_another_fails() {
+        let places = Arc::new(Semaphore::new(1));
+        let place = Arc::clone(&places);
+        let slow = async move {
+            let _place = place.acquire().await;
+            tokio::task::yield_now().await;
+            Ok(Bytes::from_static(b"b"))
+        };
+        let failing = std::future::ready(Err(Error::new(ErrorKind::Unavailable, "no")));
+        let reads = Reads { parts: vec![(0..1, slow.boxed().shared()), (1..2, failing.boxed().shared())] };
+        assert_eq!(reads.covering(&[0..2]).await.unwrap_err().kind, ErrorKind::Unavailable);
+        assert_eq!(places.available_permits(), 1, "the read is over, though its bytes are still held");
+        assert_eq!(reads.covering(&[0..1]).await.unwrap().get(0..1).unwrap(), "b");
+    }
+
+    #[test]
+    fn reads_are_split_while_few_are_under_way() {
+        let limits = FetchLimits::new(64, Arc::new(Metrics::new().unwrap()));
+        let range = [0..MAX_BUSY_REQUEST_BYTES];
+        assert_eq!(coalesce(&range, limits.max_request_bytes()).len(), 8);
+        let _busy = limits.requests.try_acquire_many(BUSY_REQUESTS as u32).unwrap();
+        assert_eq!(coalesce(&range, limits.max_request_bytes()).len(), 1);
+    }
 
     #[test]
     fn gaps_are_bridged_and_large_reads_split() {
