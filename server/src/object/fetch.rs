@@ -399,6 +399,8 @@ fn chain(mut error: &dyn std::error::Error) -> String {
 mod tests {
     use proptest::prelude::*;
 
+    use std::slice::from_ref;
+
     use super::*;
 
     #[tokio::test]
@@ -412,18 +414,18 @@ mod tests {
         };
         let failing = std::future::ready(Err(Error::new(ErrorKind::Unavailable, "no")));
         let reads = Reads { parts: vec![(0..1, slow.boxed().shared()), (1..2, failing.boxed().shared())] };
-        assert_eq!(reads.covering(&[0..2]).await.unwrap_err().kind, ErrorKind::Unavailable);
+        assert_eq!(reads.covering(&[0..1, 1..2]).await.unwrap_err().kind, ErrorKind::Unavailable);
         assert_eq!(places.available_permits(), 1, "the read is over, though its bytes are still held");
-        assert_eq!(reads.covering(&[0..1]).await.unwrap().get(0..1).unwrap(), "b");
+        assert_eq!(reads.covering(from_ref(&(0..1))).await.unwrap().get(0..1).unwrap(), "b");
     }
 
     #[test]
     fn reads_are_split_while_few_are_under_way() {
         let limits = FetchLimits::new(64, Arc::new(Metrics::new().unwrap()));
-        let range = [0..MAX_BUSY_REQUEST_BYTES];
-        assert_eq!(coalesce(&range, limits.max_request_bytes()).len(), 8);
+        let range = 0..MAX_BUSY_REQUEST_BYTES;
+        assert_eq!(coalesce(from_ref(&range), limits.max_request_bytes()).len(), 8);
         let _busy = limits.requests.try_acquire_many(BUSY_REQUESTS as u32).unwrap();
-        assert_eq!(coalesce(&range, limits.max_request_bytes()).len(), 1);
+        assert_eq!(coalesce(from_ref(&range), limits.max_request_bytes()).len(), 1);
     }
 
     #[test]
