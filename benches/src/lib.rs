@@ -12,6 +12,7 @@ pub mod generate;
 pub mod import;
 pub mod load;
 pub mod output;
+mod paced;
 pub mod place;
 pub mod quickstart;
 pub mod read_clock;

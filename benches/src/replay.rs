@@ -129,7 +129,7 @@ impl Options {
                 (SideKind::WholeFile, servers) => Arc::new(WholeFile::start(store, servers.count(), self.capacity).await?),
                 (SideKind::Flightcache, Servers::Own(count)) => Arc::new(Cached::start(store, *count, self.capacity).await?),
                 (SideKind::Flightcache, Servers::Running(locations)) => {
-                    Arc::new(Cached::connect(locations.clone(), prefix.clone().ok_or(ReplayError::NoPrefix)?).await?)
+                    Arc::new(Cached::connect(locations, prefix.clone().ok_or(ReplayError::NoPrefix)?).await?)
                 }
             });
         }
@@ -151,7 +151,7 @@ impl Options {
                 self.speed,
                 self.rounds,
             ),
-            "Requests come at the trace's times, whether or not earlier ones have been answered, each from a new client that reads \
+            "Requests come at the trace's times, whether or not earlier ones have been answered, all of them from one process with its connections; each reads \
              all rows. A response time counts from when the request was due to its last row. Each side starts a trace with an \
              empty cache. Cold is the first request for an object; a repeat may come while that is still being loaded, and waits \
              for it then."

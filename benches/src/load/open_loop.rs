@@ -1,15 +1,14 @@
 //! Requests that are sent when they are due, whatever became of the ones before.
 
 use std::fmt::Display;
-use std::thread;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use futures::channel::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::tally::{Answer, Tally};
+use crate::paced::paced;
 
 /// Bounds on what is outstanding.
 #[derive(Clone, Copy, Debug)]
@@ -79,21 +78,4 @@ fn count<E: Display>(tally: &mut Tally, ended: Result<Ended<E>, JoinError>) {
         Ok((_, Err(error))) => tally.fail(&error),
         Err(panic) => tally.fail(&panic),
     }
-}
-
-/// Each instant of `due`, once it is reached.
-///
-/// A thread of its own sleeps until then: Tokio's timer counts in milliseconds, which is as long as an answer takes.
-fn paced(started: Instant, due: impl Iterator<Item = Duration> + Send + 'static) -> mpsc::UnboundedReceiver<Instant> {
-    let (sender, receiver) = mpsc::unbounded();
-    // It ends with the times, or soon after nobody listens any more.
-    thread::spawn(move || {
-        for due in due.map(|due| started + due) {
-            thread::sleep(due.saturating_duration_since(Instant::now()));
-            if sender.unbounded_send(due).is_err() {
-                return;
-            }
-        }
-    });
-    receiver
 }

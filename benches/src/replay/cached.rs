@@ -1,7 +1,5 @@
 //! Flightcache: servers in this process, or ones that run already.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,9 +23,14 @@ pub(super) fn owner(url: &str, count: usize) -> usize {
     usize::from(Slot::of(url, Part::Footer).get()) * count / usize::from(SLOT_COUNT)
 }
 
-/// Each request has a client of its own, which connects and learns the routes first.
+/// One client of each server.
+fn clients(locations: &[String]) -> flightcache_proto::Result<Vec<Client>> {
+    locations.iter().map(|location| Client::lazy(location)).collect()
+}
+
+/// All requests share the clients, one of each server, with their connections and routes.
 pub struct Cached {
-    locations: Vec<String>,
+    clients: Vec<Client>,
     /// What stands before an object's name in its URL.
     prefix: String,
     counts: Counts,
@@ -47,21 +50,22 @@ impl Cached {
         for _ in 0..count {
             servers.push(place::serve(Arc::clone(&store) as Arc<dyn ObjectStore>, capacity).await?);
         }
-        let locations = servers.iter().map(|server| format!("grpc://{}", server.flight_addr())).collect();
-        Ok(Self { locations, prefix: SOURCE.to_owned(), counts: Counts::Own { servers: Mutex::new(servers), store } })
+        let locations: Vec<String> = servers.iter().map(|server| format!("grpc://{}", server.flight_addr())).collect();
+        let counts = Counts::Own { servers: Mutex::new(servers), store };
+        Ok(Self { clients: clients(&locations)?, prefix: SOURCE.to_owned(), counts })
     }
 
     /// Uses running servers, which know an object by `prefix` and its name.
-    pub async fn connect(locations: Vec<String>, prefix: String) -> Result<Self, AskError> {
-        let cached = Self { locations, prefix, counts: Counts::Running(Mutex::default()) };
+    pub async fn connect(locations: &[String], prefix: String) -> Result<Self, AskError> {
+        let cached = Self { clients: clients(locations)?, prefix, counts: Counts::Running(Mutex::default()) };
         cached.take_counts().await?;
         Ok(cached)
     }
 
     async fn server_counts(&self) -> Result<StoreCounts, AskError> {
         let mut sum = StoreCounts::default();
-        for location in &self.locations {
-            let stats = Client::connect(location).await?.stats().await?;
+        for client in &self.clients {
+            let stats = client.stats().await?;
             sum.requests += stats.store_requests;
             sum.bytes += stats.store_bytes;
         }
@@ -77,16 +81,11 @@ impl Side for Cached {
 
     async fn ask(&self, read: &Read) -> Result<Answer, AskError> {
         let started = Instant::now();
-        let mut clients = HashMap::new();
         let mut answer = Answer::default();
         for object in &read.objects {
             let url = format!("{}{object}", self.prefix);
-            let location = owner(&url, self.locations.len());
-            let client = match clients.entry(location) {
-                Entry::Occupied(client) => client.into_mut(),
-                Entry::Vacant(client) => client.insert(Client::lazy(&self.locations[location])?),
-            };
-            let mut scan = client.scan(url).in_one_request();
+            let owner = owner(&url, self.clients.len());
+            let mut scan = self.clients[owner].scan(url).in_one_request();
             if let Some(columns) = &read.columns {
                 scan = scan.columns(columns.iter().cloned());
             }
@@ -105,8 +104,7 @@ impl Side for Cached {
     }
 
     async fn empty(&self, objects: &[String]) -> Result<(), AskError> {
-        for location in &self.locations {
-            let client = &Client::connect(location).await?;
+        for client in &self.clients {
             let urls: Vec<String> = objects.iter().map(|object| format!("{}{object}", self.prefix)).collect();
             let evictions = futures::stream::iter(urls).map(|url| async move { client.evict(&url).await });
             evictions.buffer_unordered(EVICTIONS_AT_A_TIME).try_for_each(|_| std::future::ready(Ok(()))).await?;

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
+
+use crate::paced::paced;
 
 /// An answer, and when it was complete.
 #[derive(Debug)]
@@ -24,22 +27,26 @@ where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,
 {
-    let start = Instant::now();
     let mut under_way = JoinSet::new();
     let mut answers = Vec::with_capacity(due.len());
-    for (index, due) in due.iter().enumerate() {
-        let due = start + *due;
-        // What ends meanwhile is collected here, so that progress shows it.
-        while let Ok(Some(answer)) = tokio::time::timeout_at(due, under_way.join_next()).await {
-            answers.push(answer?);
-            answered();
+    let mut dues = paced(Instant::now(), due.to_vec().into_iter()).enumerate();
+    loop {
+        tokio::select! {
+            // What is due goes first.
+            biased;
+            due = dues.next() => {
+                let Some((index, due)) = due else { break };
+                let asked = ask(index);
+                under_way.spawn(async move {
+                    let answer = asked.await;
+                    Answered { index, response: due.elapsed(), answer }
+                });
+            }
+            Some(answer) = under_way.join_next() => {
+                answers.push(answer?);
+                answered();
+            }
         }
-        tokio::time::sleep_until(due).await;
-        let asked = ask(index);
-        under_way.spawn(async move {
-            let answer = asked.await;
-            Answered { index, response: due.elapsed(), answer }
-        });
     }
     while let Some(answer) = under_way.join_next().await {
         answers.push(answer?);

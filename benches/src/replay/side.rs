@@ -95,7 +95,7 @@ pub trait Side: Send + Sync {
     /// As tables and figures call it.
     fn name(&self) -> &'static str;
 
-    /// Answers with a new client; returns when the last row has been received.
+    /// Answers; returns when the last row has been received.
     async fn ask(&self, read: &Read) -> Result<Answer, AskError>;
 
     /// Forgets these objects, if it caches.

@@ -27,17 +27,19 @@ use crate::slow_store::SlowStore;
 /// Rows of a batch, as `DataFusion` and Flightcache have them.
 const BATCH_ROWS: usize = 8_192;
 
-/// Each request has an HTTP client of its own, which looks up the route first.
+/// All requests share the HTTP client with its connections; each looks up its routes, as the predecessor's did.
 #[derive(Debug)]
 pub struct WholeFile {
+    client: Client,
     nodes: Nodes,
     store: Arc<SlowStore>,
 }
 
 impl WholeFile {
     /// Starts `count` nodes in this process, each with this capacity.
-    pub async fn start(store: Arc<SlowStore>, count: usize, capacity: ByteSize) -> std::io::Result<Self> {
-        Ok(Self { nodes: Nodes::start(&store, count, capacity.as_u64()).await?, store })
+    pub async fn start(store: Arc<SlowStore>, count: usize, capacity: ByteSize) -> Result<Self, Box<dyn std::error::Error>> {
+        let client = Client::builder().no_proxy().build()?;
+        Ok(Self { client, nodes: Nodes::start(&store, count, capacity.as_u64()).await?, store })
     }
 }
 
@@ -48,13 +50,11 @@ impl Side for WholeFile {
     }
 
     async fn ask(&self, read: &Read) -> Result<Answer, AskError> {
-        // No proxy and no root certificates, which take milliseconds to read: there is no TLS on the loopback.
-        let client = Client::builder().no_proxy().tls_built_in_root_certs(false).build()?;
         let mut answer = Answer::default();
         for object in &read.objects {
             let started = Instant::now();
-            let owner = get(&client, url(self.nodes.seed(), "route", object)?).await?.text().await?;
-            let response = get(&client, url(&owner, "objects", object)?).await?;
+            let owner = get(&self.client, url(self.nodes.seed(), "route", object)?).await?.text().await?;
+            let response = get(&self.client, url(&owner, "objects", object)?).await?;
             let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()?.parse().ok());
             let fetch = Duration::from_micros(header(FETCH_HEADER).unwrap_or_default());
             let hit = header(HIT_HEADER).unwrap_or_default().min(1);

@@ -4,8 +4,8 @@ use arrow::buffer::{Buffer, MutableBuffer};
 use bytes::{Buf as _, Bytes};
 use flightcache_proto::{Error, ErrorKind, Result};
 
-/// What columns are aligned to, which spares readers a copy.
-const ALIGNMENT_BYTES: usize = 64;
+/// What the widest values need: 128-bit numbers and views.
+const ALIGNMENT_BYTES: usize = 16;
 /// Smaller bodies are copied even when they are aligned: shared, they would keep a connection's whole read buffer.
 const MIN_SHARED_BYTES: usize = 256 << 10;
 

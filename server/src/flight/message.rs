@@ -17,6 +17,13 @@ const DATA_HEADER: u32 = 2;
 const APP_METADATA: u32 = 3;
 const DATA_BODY: u32 = 1000;
 
+/// Where in its HTTP/2 frame a body begins is a multiple of this: a reader that has the frame in one piece need not copy it.
+const BODY_ALIGNMENT_BYTES: usize = 64;
+/// Bytes before a message in its HTTP/2 frame.
+const HTTP2_FRAME_HEAD_BYTES: usize = 9;
+/// Bytes before a message in gRPC: whether it is compressed, and its length.
+const GRPC_PREFIX_BYTES: usize = 5;
+
 /// Keeps memory accounted for as long as a message shows it.
 pub type Held = Arc<dyn Any + Send + Sync>;
 
@@ -77,26 +84,36 @@ impl Frame {
     /// As a gRPC message of one `FlightData`, uncompressed.
     pub fn into_message(self, app_metadata: &[u8], held: Option<Held>) -> Message {
         let field = |tag: u32, len: usize| key_len(tag) + encoded_len_varint(len as u64) + len;
-        let len = field(DATA_HEADER, self.header.len())
-            + if app_metadata.is_empty() { 0 } else { field(APP_METADATA, app_metadata.len()) }
-            + field(DATA_BODY, self.body_bytes);
-        let mut head = Vec::with_capacity(5 + len - self.body_bytes);
+        let after_header = if app_metadata.is_empty() { 0 } else { field(APP_METADATA, app_metadata.len()) }
+            + key_len(DATA_BODY)
+            + encoded_len_varint(self.body_bytes as u64);
+        let body_at = |header_len: usize| GRPC_PREFIX_BYTES + field(DATA_HEADER, header_len) + after_header;
+        // What follows a Flatbuffer is ignored.
+        let mut header_len = self.header.len();
+        while self.body_bytes > 0 && !(HTTP2_FRAME_HEAD_BYTES + body_at(header_len)).is_multiple_of(BODY_ALIGNMENT_BYTES) {
+            header_len += 1;
+        }
+        let body_at = body_at(header_len);
+        let len = body_at - GRPC_PREFIX_BYTES + self.body_bytes;
+        let mut head = Vec::with_capacity(body_at);
         head.put_u8(0);
         head.put_u32(len as u32);
-        let mut begin = |tag: u32, len: usize, bytes: &[u8]| {
-            encode_key(tag, WireType::LengthDelimited, &mut head);
-            encode_varint(len as u64, &mut head);
-            head.extend_from_slice(bytes);
+        let begin = |tag: u32, len: usize, head: &mut Vec<u8>| {
+            encode_key(tag, WireType::LengthDelimited, head);
+            encode_varint(len as u64, head);
         };
-        begin(DATA_HEADER, self.header.len(), &self.header);
+        begin(DATA_HEADER, header_len, &mut head);
+        head.extend_from_slice(&self.header);
+        head.resize(head.len() + header_len - self.header.len(), 0);
         if !app_metadata.is_empty() {
-            begin(APP_METADATA, app_metadata.len(), app_metadata);
+            begin(APP_METADATA, app_metadata.len(), &mut head);
+            head.extend_from_slice(app_metadata);
         }
-        begin(DATA_BODY, self.body_bytes, &[]);
+        begin(DATA_BODY, self.body_bytes, &mut head);
         let mut parts = VecDeque::with_capacity(1 + self.parts.len());
         parts.push_back(head.into());
         parts.extend(self.parts);
-        Message { parts, remaining: 5 + len, _held: held }
+        Message { parts, remaining: GRPC_PREFIX_BYTES + len, _held: held }
     }
 }
 
@@ -154,8 +171,11 @@ mod tests {
                 let mut message = frame.clone().into_message(metadata, None);
                 assert_eq!(message.get_u8(), 0);
                 assert_eq!(message.get_u32() as usize, message.remaining());
+                let body_at = HTTP2_FRAME_HEAD_BYTES + GRPC_PREFIX_BYTES + message.remaining() - body.len();
+                assert!(body.is_empty() || body_at.is_multiple_of(BODY_ALIGNMENT_BYTES), "{body_at}");
                 let data = FlightData::decode(message).unwrap();
-                assert_eq!((&*data.data_header, &*data.app_metadata, &*data.data_body), (&b"header"[..], metadata, &*body));
+                assert_eq!((&*data.app_metadata, &*data.data_body), (metadata, &*body));
+                assert_eq!(data.data_header.strip_prefix(b"header").map(|rest| rest.iter().all(|byte| *byte == 0)), Some(true));
             }
         }
     }
