@@ -85,7 +85,11 @@ pub struct Stats {
     pub in_flight_bytes: u64,
     /// Bytes of evicted chunks that streams still hold.
     pub streaming_bytes: u64,
-    /// Resident chunks.
+    /// Of them: bytes of Arrow arrays.
+    pub resident_arrow_bytes: u64,
+    /// Of them: Parquet bytes.
+    pub resident_parquet_bytes: u64,
+    /// Resident chunks, in whichever forms.
     pub resident_chunks: u64,
     /// Resident footers.
     pub resident_footers: u64,
@@ -97,7 +101,9 @@ pub struct Stats {
     pub chunks_missed: u64,
     /// Of the misses: those that joined a load already under way.
     pub chunks_joined: u64,
-    /// Chunks evicted for space.
+    /// Times a chunk was decoded of Parquet bytes that rest in the cache, or came to.
+    pub chunks_decoded: u64,
+    /// Entries evicted for space: chunks, or one form of them.
     pub evictions: u64,
     /// Requests sent to object stores, retries not counted.
     pub store_requests: u64,

@@ -8,11 +8,11 @@
 //!                                     batches  (rows.rs: the same for row numbers)
 //! ```
 
-mod key;
 mod load;
 mod manage;
 mod plan;
 mod predicate;
+mod resident;
 mod row_group;
 mod rows;
 mod stream;
@@ -25,22 +25,23 @@ use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
 use flightcache_proto::{Error, Result, SlotMap};
 use tokio::sync::Semaphore;
 
-pub use key::ChunkKey;
 pub use plan::ScanPlan;
+pub use resident::{ChunkKey, Form};
 pub use stream::Batch;
 
 use self::load::LoadError;
 use self::plan::ColumnSource;
 use self::predicate::Planner;
+use self::resident::Resident;
 use crate::admin::{Metrics, ScanMeter};
 use crate::cache::{Cache, CacheConfig, Permit};
 use crate::object::{FetchLimits, Listings, Sources};
-use crate::parquet::{BloomFilters, Chunk, Footers, check_widths};
+use crate::parquet::{BloomFilters, Footers, check_widths};
 use crate::record::{Recorder, RequestRecord};
-use crate::settings::Settings;
+use crate::settings::{Residency, Settings};
 
-type Chunks = Cache<ChunkKey, Chunk, LoadError>;
-type ChunkPermit = Permit<ChunkKey, Chunk, LoadError>;
+type Chunks = Cache<ChunkKey, Resident, LoadError>;
+type ChunkPermit = Permit<ChunkKey, Resident, LoadError>;
 
 /// Everything a server knows, apart from how it is reached.
 pub struct Engine {
@@ -49,6 +50,7 @@ pub struct Engine {
     footers: Arc<Footers>,
     blooms: BloomFilters,
     chunks: Arc<Chunks>,
+    residency: Residency,
     limits: FetchLimits,
     planner: Arc<Planner>,
     /// Decoding and filtering take a permit each: as many at a time as there are cores.
@@ -90,6 +92,7 @@ impl Engine {
             footers: Footers::new((footer_capacity - footer_capacity / 4) as usize, limits.clone()),
             blooms: BloomFilters::new(footer_capacity / 4, limits.clone()),
             chunks,
+            residency: settings.residency,
             limits,
             planner: Arc::default(),
             cpu: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(2, std::num::NonZero::get))),

@@ -36,6 +36,8 @@ pub struct Settings {
     pub partitions: usize,
     /// Share of the capacity that is kept from scans for chunks used more than once; 0 is plain LRU.
     pub protected_share: f64,
+    /// How chunks rest in the cache.
+    pub residency: Residency,
     /// Staleness bound of sources that state none.
     pub freshness: Freshness,
     /// Requests to object stores under way at a time.
@@ -79,6 +81,19 @@ pub struct SourceSettings {
     pub options: BTreeMap<String, String>,
 }
 
+/// How chunks rest in the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Residency {
+    /// Decoded, once.
+    #[default]
+    Arrow,
+    /// As the Parquet bytes they were read as, several times smaller, decoded for each request.
+    Parquet,
+    /// As Parquet bytes, and decoded as well where there is room: first those that filters touch or that are read most.
+    Auto,
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -101,6 +116,7 @@ impl Default for Settings {
             footer_capacity: ByteSize::mib(128),
             partitions: 16,
             protected_share: 0.8,
+            residency: Residency::default(),
             freshness: Freshness::default(),
             store_requests: 64,
             store_timeout: Duration::from_secs(30),
@@ -205,6 +221,10 @@ pub struct Flags {
     #[arg(long, env = "FLIGHTCACHE_PROTECTED_SHARE", value_name = "0..1")]
     #[serde(skip_serializing_if = "Option::is_none")]
     protected_share: Option<f64>,
+    /// How chunks rest: arrow, parquet (smaller, decoded for each request) or auto (both, as there is room).
+    #[arg(long, env = "FLIGHTCACHE_RESIDENCY", value_name = "FORM")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    residency: Option<Residency>,
     /// Requests to object stores under way at a time.
     #[arg(long, env = "FLIGHTCACHE_STORE_REQUESTS", value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -97,11 +97,21 @@ impl<V, E> Record<V, E> {
     }
 }
 
+/// What an entry is to others, and what its uses count for so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Loaded from outside.
+    Source(u32),
+    /// Made of another entry, which was used again or not.
+    Derived { uses: u32, is_again: bool },
+}
+
 /// The right and duty to load one key. Dropping it unused abandons the load.
 pub struct Permit<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> {
     cache: Arc<Cache<K, V, E>>,
     key: K,
     request: u64,
+    role: Role,
     /// Shared with the record, whose identity it also is.
     populate: Arc<AtomicBool>,
     answer: Option<oneshot::Sender<Answer<V, E>>>,
@@ -112,6 +122,7 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Pe
         cache: &Arc<Cache<K, V, E>>,
         key: K,
         request: u64,
+        role: Role,
         populate: bool,
         group: &LoadGroup,
     ) -> (Self, Flight<V, E>, Record<V, E>) {
@@ -119,7 +130,7 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Pe
         let flight = Flight(Arc::new(Inner { answer: receiver.shared(), _group: group.clone() }));
         let populate = Arc::new(AtomicBool::new(populate));
         let record = Record { flight: Arc::downgrade(&flight.0), populate: Arc::clone(&populate) };
-        let permit = Self { cache: Arc::clone(cache), key, request, populate, answer: Some(sender) };
+        let permit = Self { cache: Arc::clone(cache), key, request, role, populate, answer: Some(sender) };
         (permit, flight, record)
     }
 
@@ -134,7 +145,7 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Pe
     /// may exceed the limit until as much is evicted, which is done before this returns, as far as it helps.
     pub fn complete(mut self, value: V, weight_bytes: u64, reservation: impl Into<Option<Reservation>>) -> Pinned<V> {
         let entry = Arc::new(Entry::detached(value, weight_bytes, reservation.into(), &self.cache.budget));
-        self.cache.admit(&self.key, &entry, self.request, |record| record.belongs_to(&self.populate));
+        self.cache.admit(&self.key, &entry, self.request, self.role, |record| record.belongs_to(&self.populate));
         if let Some(answer) = self.answer.take() {
             // Nobody waits any more: then the value is in the cache, or gone.
             let _ = answer.send(Ok(Arc::clone(&entry)));

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::budget::Budget;
 use super::entry::{Entry, Pinned};
-use super::flight::{Flight, LoadGroup, Permit};
-use super::partition::{Partition, Tails};
+use super::flight::{Flight, LoadGroup, Permit, Role};
+use super::partition::{Partition, Segment, Tails, Touched, Use};
 use super::stats::{CacheStats, Counters};
 
 /// What can be a key.
@@ -42,6 +42,29 @@ pub enum Lookup<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 
     Lead(Permit<K, V, E>, Flight<V, E>),
 }
 
+/// What a look-up of an entry that can be made of another one, its source, found.
+pub enum DerivedLookup<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> {
+    /// It is resident.
+    Hit(Pinned<V>),
+    /// Somebody is making it, of a source that is resident or not.
+    Wait(Flight<V, E>, bool),
+    /// The caller has to make it, and to load its source if that is a lead as well, in the task of the group it passed.
+    Lead(Permit<K, V, E>, Flight<V, E>, Lookup<K, V, E>),
+}
+
+/// One request's wish for entries that can be made of others.
+#[derive(Clone, Copy, Debug)]
+pub struct DerivedUse {
+    /// Tells one request's uses from another's.
+    pub request: u64,
+    /// What this use counts for, against the uses of others, when there is room for one only.
+    pub count: u32,
+    /// Whether what is loaded may stay.
+    pub populate: bool,
+    /// Whether what is made of it may stay as well.
+    pub populate_derived: bool,
+}
+
 /// A partition under its lock, and what is read of it without.
 type Guarded<K, V, E> = (Mutex<Partition<K, V, E>>, Tails);
 
@@ -53,6 +76,12 @@ pub struct Cache<K: CacheKey, V, E> {
     clock: AtomicU64,
     /// Bytes of all entries ever added: the clock by which ghosts are forgotten, the same for all partitions.
     pub(super) admitted_bytes: AtomicU64,
+    /// Bytes of all entries ever found or added.
+    used_bytes: AtomicU64,
+    /// The used bytes that end the epoch.
+    epoch_end: AtomicU64,
+    /// The clock by which uses are forgotten.
+    epoch: AtomicU64,
     pub(super) protected_bytes: AtomicU64,
     pub(super) protected_share: f64,
     pub(super) reserve_timeout: Duration,
@@ -68,6 +97,9 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
             budget: Budget::new(config.capacity_bytes, config.reserve_bytes),
             clock: AtomicU64::new(0),
             admitted_bytes: AtomicU64::new(0),
+            used_bytes: AtomicU64::new(0),
+            epoch_end: AtomicU64::new(config.capacity_bytes),
+            epoch: AtomicU64::new(0),
             protected_bytes: AtomicU64::new(0),
             protected_share: config.protected_share.clamp(0.0, 1.0),
             reserve_timeout: config.reserve_timeout,
@@ -83,7 +115,9 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
     ///
     /// For several keys there is [`Cache::lookup_all`].
     pub fn lookup(self: &Arc<Self>, key: &K, request: u64, populate: bool, group: &LoadGroup) -> Lookup<K, V, E> {
-        let found = self.with_partition(key, |partition| self.find(partition, key, request, populate, group));
+        let epoch = self.epoch();
+        let found =
+            self.with_partition(key, |partition| self.find(partition, key, self.used(request, 1, epoch), populate, group));
         self.count(&found);
         found
     }
@@ -95,9 +129,11 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
     /// partition is locked at a time.
     pub fn lookup_all(self: &Arc<Self>, keys: &[K], request: u64, populate: bool, group: &LoadGroup) -> Vec<Lookup<K, V, E>> {
         let mut found = Vec::with_capacity(keys.len());
+        let epoch = self.epoch();
         for together in keys.chunk_by(|a, b| self.partition_of(a) == self.partition_of(b)) {
             self.with_partition(&together[0], |partition| {
-                found.extend(together.iter().map(|key| self.find(partition, key, request, populate, group)));
+                let find = |key| self.find(partition, key, self.used(request, 1, epoch), populate, group);
+                found.extend(together.iter().map(find));
             });
         }
         for found in &found {
@@ -106,25 +142,99 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
         found
     }
 
+    /// The same for entries that can be made of others: of each, its key and its source's, which lie in one partition.
+    ///
+    /// Whatever finds what was made of a source uses the source as well, and later. What is made stays if there is room, or in
+    /// place of what is used less.
+    pub fn lookup_derived(
+        self: &Arc<Self>,
+        keys: &[(K, K)],
+        asked: DerivedUse,
+        group: &LoadGroup,
+    ) -> Vec<DerivedLookup<K, V, E>> {
+        let mut found = Vec::with_capacity(keys.len());
+        let epoch = self.epoch();
+        for together in keys.chunk_by(|(a, _), (b, _)| self.partition_of(a) == self.partition_of(b)) {
+            self.with_partition(&together[0].0, |partition| {
+                found.extend(together.iter().map(|keys| self.find_derived(partition, keys, asked, epoch, group)));
+            });
+        }
+        for found in &found {
+            match found {
+                DerivedLookup::Hit(_) | DerivedLookup::Wait(_, true) => self.counters.hits.fetch_add(1, Ordering::Relaxed),
+                DerivedLookup::Wait(_, false) => {
+                    self.counters.joined.fetch_add(1, Ordering::Relaxed);
+                    self.counters.misses.fetch_add(1, Ordering::Relaxed)
+                }
+                DerivedLookup::Lead(_, _, source) => {
+                    self.count(source);
+                    self.counters.derived.fetch_add(1, Ordering::Relaxed)
+                }
+            };
+        }
+        found
+    }
+
     fn find(
         self: &Arc<Self>,
         partition: &mut Partition<K, V, E>,
         key: &K,
-        request: u64,
+        used: Use,
         populate: bool,
         group: &LoadGroup,
     ) -> Lookup<K, V, E> {
-        let protect = self.protected_share > 0.0;
-        if let Some((entry, moved_bytes)) = partition.touch(key, request, self.tick(), protect) {
-            self.protected_bytes.fetch_add(moved_bytes, Ordering::AcqRel);
-            return Lookup::Hit(entry);
+        if let Some(found) = self.touch(partition, key, used) {
+            return Lookup::Hit(found.entry);
         }
         if let Some(flight) = partition.in_flight.get(key).and_then(|record| record.join(populate)) {
             return Lookup::Wait(flight);
         }
-        let (permit, flight, record) = Permit::new(self, key.clone(), request, populate, group);
+        let (permit, flight, record) = Permit::new(self, key.clone(), used.request, Role::Source(used.count), populate, group);
         partition.in_flight.insert(key.clone(), record);
         Lookup::Lead(permit, flight)
+    }
+
+    fn find_derived(
+        self: &Arc<Self>,
+        partition: &mut Partition<K, V, E>,
+        (key, source): &(K, K),
+        asked: DerivedUse,
+        epoch: u64,
+        group: &LoadGroup,
+    ) -> DerivedLookup<K, V, E> {
+        let DerivedUse { request, count, populate, populate_derived } = asked;
+        let derived = self.touch(partition, key, self.used(request, count, epoch));
+        // Later than what is made of it, so that it is evicted later.
+        let source_use = self.used(request, count, epoch);
+        if let Some(found) = derived {
+            self.touch(partition, source, source_use);
+            return DerivedLookup::Hit(found.entry);
+        }
+        let stays = populate && populate_derived;
+        if let Some(flight) = partition.in_flight.get(key).and_then(|record| record.join(stays)) {
+            return DerivedLookup::Wait(flight, self.touch(partition, source, source_use).is_some());
+        }
+        let (source, role) = match self.touch(partition, source, source_use) {
+            Some(Touched { entry, segment, uses, .. }) => {
+                (Lookup::Hit(entry), Role::Derived { uses, is_again: segment == Segment::Protected })
+            }
+            None => {
+                let found = self.find(partition, source, source_use, populate, group);
+                (found, Role::Derived { uses: count, is_again: false })
+            }
+        };
+        let (permit, flight, record) = Permit::new(self, key.clone(), request, role, stays, group);
+        partition.in_flight.insert(key.clone(), record);
+        DerivedLookup::Lead(permit, flight, source)
+    }
+
+    fn touch(&self, partition: &mut Partition<K, V, E>, key: &K, used: Use) -> Option<Touched<V>> {
+        let found = partition.touch(key, used, self.protected_share > 0.0)?;
+        if found.segment == Segment::Protected {
+            self.protected_bytes.fetch_add(found.moved_bytes, Ordering::AcqRel);
+        }
+        self.count_use(&found.entry);
+        Some(found)
     }
 
     fn count(&self, found: &Lookup<K, V, E>) {
@@ -186,6 +296,28 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
 
     pub(super) fn tick(&self) -> u64 {
         self.clock.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn used(&self, request: u64, count: u32, epoch: u64) -> Use {
+        Use { request, tick: self.tick(), count, epoch }
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// An epoch ends when as many bytes were used in it as the cache may hold.
+    pub(super) fn count_use(&self, entry: &Entry<V>) {
+        let bytes = entry.weight_bytes();
+        let used = self.used_bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        let end = self.epoch_end.load(Ordering::Relaxed);
+        if used >= end {
+            let next_end = used.saturating_add(self.budget.capacity());
+            // Another use may have ended it.
+            if self.epoch_end.compare_exchange(end, next_end, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                self.epoch.fetch_add(1, Ordering::Relaxed);
+            }
+        }
     }
 
     pub(super) fn with_partition<T>(&self, key: &K, work: impl FnOnce(&mut Partition<K, V, E>) -> T) -> T {

@@ -18,6 +18,11 @@
 //!   Probation and ghosts together thus reach as far back as plain LRU of the same capacity: what that would find again and
 //!   again is missed once more, then found. Protected entries therefore need not age: what LRU could find displaces them,
 //!   and for anything else they need not go. Bytes admitted to all partitions are the clock.
+//! - **Derived entries.** What can be made again of another entry, its source, is in segments of its own: used once, or used
+//!   again. It gives way to sources, the former to any, the latter to protected ones. To enter a full cache it may displace
+//!   derived entries whose uses count for less, by more than one, and sources that were used once and then not for long; uses
+//!   halve each time as many bytes were used as the cache may hold. So of a circle of entries that do not all fit, sources
+//!   stay, and of what is made of them some, rather than each only until it would have been used again.
 //! - **One budget.** Every use stamps an entry with a tick of one clock. A victim is taken from the partition whose oldest
 //!   tick is the smallest, which makes the order global, and lets a hot partition take space from a cold one. Ticks are read
 //!   without locks: a victim may be younger than the globally oldest entry only by uses that happened between reading the
@@ -50,7 +55,7 @@ mod weight;
 pub use budget::{Budget, Usage};
 pub use entry::{Entry, Pinned};
 pub use flight::{Flight, FlightError, LoadGroup, Permit};
-pub use lookup::{Cache, CacheConfig, CacheKey, Lookup};
+pub use lookup::{Cache, CacheConfig, CacheKey, DerivedLookup, DerivedUse, Lookup};
 pub use reserve::{Reservation, ReserveError};
 pub use stats::CacheStats;
 pub use weight::{buffers_weight, compact};

@@ -26,6 +26,8 @@ counters!(
     misses,
     /// Look-ups that joined a load under way.
     joined,
+    /// Entries made of others, or begun to be.
+    derived,
     /// Entries added.
     inserts,
     /// Loaded values that were not kept: too large, not wanted, or invalidated meanwhile.

@@ -1,6 +1,7 @@
 //! What the tests share; each file below tests one promise of the cache.
 
 mod budget;
+mod derived;
 mod ghosts;
 mod model;
 mod scan_resistance;

@@ -149,6 +149,20 @@ impl Segments {
         None
     }
 
+    /// Pieces that do not overlap, together.
+    pub fn join(all: impl IntoIterator<Item = Self>) -> Self {
+        let mut parts: Vec<(u64, Bytes)> = all.into_iter().flat_map(|segments| segments.parts).collect();
+        parts.sort_by_key(|(start, _)| *start);
+        Self { parts }
+    }
+
+    /// A copy of some ranges, which keeps nothing else in memory; `None` when they were not all fetched.
+    pub fn copy_of(&self, ranges: &[Range<u64>]) -> Option<Self> {
+        let copy =
+            |range: &Range<u64>| Some(Self { parts: vec![(range.start, Bytes::copy_from_slice(&self.get(range.clone())?))] });
+        Some(Self::join(ranges.iter().map(copy).collect::<Option<Vec<_>>>()?))
+    }
+
     /// Bytes held.
     pub fn len(&self) -> u64 {
         self.parts.iter().map(|(_, bytes)| bytes.len() as u64).sum()

@@ -1,19 +1,23 @@
 //! Getting column chunks: from the cache, from a load under way, or from the store.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use flightcache_proto::{Error, ErrorKind, Populate, Result};
+use flightcache_proto::{Error, ErrorKind, ObjectId, Populate, Result};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use super::{ChunkKey, ChunkPermit, Engine};
+use super::resident::{ChunkKey, Form, PinnedChunk, Resident};
+use super::{ChunkPermit, Engine};
 use crate::admin::{ScanMeter, add_time};
-use crate::cache::{Flight, FlightError, LoadGroup, Lookup, Pinned, Reservation, ReserveError, buffers_weight};
+use crate::cache::buffers_weight;
+use crate::cache::{DerivedLookup, DerivedUse, Flight, FlightError, LoadGroup, Lookup, Pinned, Reservation, ReserveError};
 use crate::object::{Reads, Segments, read_bytes};
 use crate::parquet::{Chunk, DecodeError, Footer, decode_chunk, decoder_panic};
 use crate::record::{LookedUp, Place, RowGroupRecord};
+use crate::settings::Residency;
 
 /// Why a chunk could not be had.
 #[derive(Clone, Debug)]
@@ -35,16 +39,62 @@ pub(crate) struct RowGroupRef {
     pub(crate) record: Option<Arc<RowGroupRecord>>,
 }
 
+/// What a request reads chunks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To hand out all of it.
+    Answer,
+    /// To find rows in it: decoded for every request, it would cost many times what is asked for.
+    Find,
+}
+
+impl Purpose {
+    /// What a use counts for when not all chunks can rest decoded.
+    fn uses(self) -> u32 {
+        match self {
+            Self::Answer => 1,
+            Self::Find => 4,
+        }
+    }
+}
+
+type ChunkFlight = Flight<Resident, LoadError>;
+
 enum Wanted {
-    Ready(Pinned<Chunk>),
-    Coming(Flight<Chunk, LoadError>),
+    Ready(PinnedChunk),
+    /// The flight of the bytes it is made of, if this call began that, is held so that others can join it.
+    Coming(ChunkFlight, Option<ChunkFlight>),
 }
 
 impl Wanted {
     fn resident_bytes(&self) -> Option<u64> {
         match self {
             Self::Ready(chunk) => Some(chunk.weight_bytes()),
-            Self::Coming(_) => None,
+            Self::Coming(..) => None,
+        }
+    }
+}
+
+/// Where the bytes of a chunk that is to be decoded come from.
+enum Origin {
+    /// From the store; they do not stay.
+    Store,
+    /// From the store, to the cache.
+    Kept(ChunkPermit),
+    /// From the cache.
+    Resident(Pinned<Resident>),
+    /// Somebody is loading them.
+    Coming(ChunkFlight),
+}
+
+impl Origin {
+    fn is_read(&self) -> bool {
+        matches!(self, Self::Store | Self::Kept(_))
+    }
+
+    fn fail(self, error: LoadError) {
+        if let Self::Kept(permit) = self {
+            permit.fail(error);
         }
     }
 }
@@ -59,6 +109,11 @@ impl RowGroupRef {
     fn decoded_bytes(&self, column: usize) -> u64 {
         let decoded = self.footer.decoded_bytes_estimate(self.row_group, column);
         decoded.saturating_add(decoded / 4)
+    }
+
+    /// Memory the Parquet bytes of a column take in the cache.
+    fn kept_bytes(&self, column: usize) -> u64 {
+        self.footer.compressed_bytes(self.row_group, column) + CHUNK_OVERHEAD_BYTES
     }
 
     pub(crate) fn ranges(&self, columns: &[usize]) -> Vec<std::ops::Range<u64>> {
@@ -77,9 +132,41 @@ impl RowGroupRef {
     }
 
     /// Records what those that were missing turned out to weigh.
-    fn loaded(&self, columns: &[usize], chunks: &[Pinned<Chunk>]) {
+    fn loaded(&self, columns: &[usize], chunks: &[PinnedChunk]) {
         let Some(record) = &self.record else { return };
         record.loaded(columns.iter().zip(chunks).map(|(&column, chunk)| (column as u32, chunk.weight_bytes())));
+    }
+
+    /// Waits for a load.
+    async fn landed(&self, flight: ChunkFlight) -> Result<Pinned<Resident>, LoadError> {
+        flight.wait().await.map_err(|error| match error {
+            FlightError::Failed(error) => error,
+            FlightError::Abandoned => self.failed("the load ended without an answer"),
+        })
+    }
+
+    /// Puts the bytes of a chunk into the cache.
+    fn keep(
+        &self,
+        permit: ChunkPermit,
+        segments: &Segments,
+        reservation: Option<Reservation>,
+    ) -> Result<Pinned<Resident>, LoadError> {
+        let Some(own) = segments.copy_of(&self.ranges(&[permit.key().column as usize])) else {
+            let error = self.failed("bytes are missing of what was read");
+            permit.fail(error.clone());
+            return Err(error);
+        };
+        let weight = own.len() + CHUNK_OVERHEAD_BYTES;
+        Ok(permit.complete(Resident::Encoded(own), weight, reservation))
+    }
+
+    fn mistaken(&self) -> LoadError {
+        self.failed("a chunk is not in the form it was asked for in")
+    }
+
+    fn failed(&self, what: &str) -> LoadError {
+        LoadError::Failed(Error::internal(format!("{} row group {}: {what}", self.footer.object.url(), self.row_group)))
     }
 
     pub(crate) fn error(&self, error: &ReserveError) -> Error {
@@ -89,52 +176,106 @@ impl RowGroupRef {
 }
 
 impl Engine {
-    /// The chunks of file columns `columns`, in that order. What is missing is loaded together, by one task that goes on as
-    /// long as anybody waits for any of it.
+    /// The chunks of file columns `columns`, decoded, in that order. What is missing is loaded together, by one task that goes
+    /// on as long as anybody waits for any of it.
     ///
     /// `reserved` is told once the memory for what this call loads is reserved, or at once if it loads nothing.
     pub(crate) async fn chunks(
         self: &Arc<Self>,
         group: &RowGroupRef,
         columns: &[usize],
+        purpose: Purpose,
         reserved: oneshot::Sender<()>,
-    ) -> Result<Vec<Pinned<Chunk>>, LoadError> {
+    ) -> Result<Vec<PinnedChunk>, LoadError> {
         let Some(object) = group.footer.id.clone() else {
             return self.uncached(group, columns, reserved).await;
         };
         let load = LoadGroup::new();
-        let mut permits = Vec::new();
+        let mut making = Vec::new();
         // What this call holds while it waits: it cannot become free for it.
         let mut held_bytes = 0;
+        let mut hit = |entry: &Pinned<Resident>| {
+            group.meter.chunks_hit.fetch_add(1, Ordering::Relaxed);
+            self.metrics.hit_bytes.inc_by(entry.weight_bytes());
+            held_bytes += entry.weight_bytes();
+        };
+        let missed = || group.meter.chunks_missed.fetch_add(1, Ordering::Relaxed);
+        let ready = |entry| PinnedChunk::new(entry).map(Wanted::Ready).ok_or_else(|| group.mistaken());
+        let key = |&column: &usize| ChunkKey {
+            object: Arc::clone(&object),
+            row_group: group.row_group,
+            column: column as u32,
+            form: Form::Decoded,
+        };
+        let keys = columns.iter().map(key);
+        let populate = group.populate == Populate::Auto;
         let mut wanted = Vec::with_capacity(columns.len());
-        let key = |&column: &usize| ChunkKey { object: Arc::clone(&object), row_group: group.row_group, column: column as u32 };
-        let keys: Vec<ChunkKey> = columns.iter().map(key).collect();
-        for found in self.chunks.lookup_all(&keys, group.request, group.populate == Populate::Auto, &load) {
-            wanted.push(match found {
-                Lookup::Hit(chunk) => {
-                    group.meter.chunks_hit.fetch_add(1, Ordering::Relaxed);
-                    self.metrics.hit_bytes.inc_by(chunk.weight_bytes());
-                    held_bytes += chunk.weight_bytes();
-                    Wanted::Ready(chunk)
-                }
-                Lookup::Wait(flight) => {
-                    group.meter.chunks_missed.fetch_add(1, Ordering::Relaxed);
-                    Wanted::Coming(flight)
-                }
-                Lookup::Lead(permit, flight) => {
-                    group.meter.chunks_missed.fetch_add(1, Ordering::Relaxed);
-                    permits.push(permit);
-                    Wanted::Coming(flight)
-                }
-            });
+        if self.residency == Residency::Arrow {
+            let keys: Vec<ChunkKey> = keys.collect();
+            for found in self.chunks.lookup_all(&keys, group.request, populate, &load) {
+                wanted.push(match found {
+                    Lookup::Hit(entry) => {
+                        hit(&entry);
+                        ready(entry)?
+                    }
+                    Lookup::Wait(flight) => {
+                        missed();
+                        Wanted::Coming(flight, None)
+                    }
+                    Lookup::Lead(permit, flight) => {
+                        missed();
+                        making.push((permit, Origin::Store));
+                        Wanted::Coming(flight, None)
+                    }
+                });
+            }
+        } else {
+            let keys: Vec<(ChunkKey, ChunkKey)> = keys.map(|key| (key.clone(), key.encoded())).collect();
+            let asked = DerivedUse {
+                request: group.request,
+                count: purpose.uses(),
+                populate,
+                populate_derived: self.residency == Residency::Auto,
+            };
+            for found in self.chunks.lookup_derived(&keys, asked, &load) {
+                wanted.push(match found {
+                    DerivedLookup::Hit(entry) => {
+                        hit(&entry);
+                        ready(entry)?
+                    }
+                    DerivedLookup::Wait(flight, is_resident) => {
+                        let counter = if is_resident { &group.meter.chunks_hit } else { &group.meter.chunks_missed };
+                        counter.fetch_add(1, Ordering::Relaxed);
+                        Wanted::Coming(flight, None)
+                    }
+                    DerivedLookup::Lead(permit, flight, source) => {
+                        let (origin, source_flight) = match source {
+                            Lookup::Hit(entry) => {
+                                hit(&entry);
+                                (Origin::Resident(entry), None)
+                            }
+                            Lookup::Wait(flight) => {
+                                missed();
+                                (Origin::Coming(flight), None)
+                            }
+                            Lookup::Lead(permit, flight) => {
+                                missed();
+                                (Origin::Kept(permit), Some(flight))
+                            }
+                        };
+                        making.push((permit, origin));
+                        Wanted::Coming(flight, source_flight)
+                    }
+                });
+            }
         }
         group.looked_up(columns, wanted.iter().map(Wanted::resident_bytes));
-        if permits.is_empty() {
+        if making.is_empty() {
             drop(reserved);
         } else {
             // The load may outlive this request, whose record ends with it.
             let group = RowGroupRef { record: None, ..group.clone() };
-            load.spawn(Arc::clone(self).load(group, permits, held_bytes, reserved));
+            load.spawn(Arc::clone(self).load(group, making, held_bytes, reserved));
         }
         // From here on only the flights keep the load alive.
         drop(load);
@@ -142,17 +283,9 @@ impl Engine {
         for wanted in wanted {
             chunks.push(match wanted {
                 Wanted::Ready(chunk) => chunk,
-                Wanted::Coming(flight) => flight.wait().await.map_err(|error| match error {
-                    FlightError::Failed(error) => error,
-                    FlightError::Abandoned => {
-                        let message = format!(
-                            "{} row group {}: the load ended without an answer",
-                            group.footer.object.url(),
-                            group.row_group
-                        );
-                        LoadError::Failed(Error::internal(message))
-                    }
-                })?,
+                Wanted::Coming(flight, _source) => {
+                    PinnedChunk::new(group.landed(flight).await?).ok_or_else(|| group.mistaken())?
+                }
             });
         }
         group.loaded(columns, &chunks);
@@ -163,12 +296,14 @@ impl Engine {
     async fn load(
         self: Arc<Self>,
         group: RowGroupRef,
-        permits: Vec<ChunkPermit>,
+        making: Vec<(ChunkPermit, Origin)>,
         held_bytes: u64,
         reserved: oneshot::Sender<()>,
     ) {
-        let columns: Vec<usize> = permits.iter().map(|permit| permit.key().column as usize).collect();
-        let read = self.read(&group, &columns, held_bytes, reserved).await;
+        let is_read: Vec<bool> = making.iter().map(|(_, origin)| origin.is_read()).collect();
+        let (permits, origins): (Vec<ChunkPermit>, Vec<Origin>) = making.into_iter().unzip();
+        let origins = permits.iter().map(|permit| permit.key().column as usize).zip(origins).collect();
+        let read = self.read(&group, origins, held_bytes, reserved).await;
         let mut decoding = match read {
             Ok(decoding) => decoding,
             Err(error) => return permits.into_iter().for_each(|permit| permit.fail(error.clone())),
@@ -181,8 +316,10 @@ impl Engine {
             let Some(permit) = permits.get_mut(at).and_then(Option::take) else { continue };
             match decoded {
                 Ok((chunk, weight, reservation)) => {
-                    self.metrics.miss_bytes.inc_by(weight);
-                    permit.complete(chunk, weight, reservation);
+                    if is_read[at] {
+                        self.metrics.miss_bytes.inc_by(weight);
+                    }
+                    permit.complete(Resident::Decoded(Arc::new(chunk)), weight, reservation);
                 }
                 Err(error) => permit.fail(error),
             }
@@ -195,16 +332,17 @@ impl Engine {
         group: &RowGroupRef,
         columns: &[usize],
         reserved: oneshot::Sender<()>,
-    ) -> Result<Vec<Pinned<Chunk>>, LoadError> {
+    ) -> Result<Vec<PinnedChunk>, LoadError> {
         group.meter.chunks_missed.fetch_add(columns.len() as u64, Ordering::Relaxed);
         group.looked_up(columns, std::iter::repeat(None));
-        let mut decoding = self.read(group, columns, 0, reserved).await?;
-        let mut chunks: Vec<Option<Pinned<Chunk>>> = vec![None; columns.len()];
+        let origins = columns.iter().map(|&column| (column, Origin::Store)).collect();
+        let mut decoding = self.read(group, origins, 0, reserved).await?;
+        let mut chunks: Vec<Option<PinnedChunk>> = vec![None; columns.len()];
         while let Some(decoded) = decoding.join_next().await {
             let (at, decoded) = decoded.map_err(|e| LoadError::Failed(Error::internal(format!("decode: {e}"))))?;
             let (chunk, weight, reservation) = decoded?;
             drop(reservation);
-            chunks[at] = Some(self.chunks.detached(chunk, weight));
+            chunks[at] = PinnedChunk::new(self.chunks.detached(Resident::Decoded(Arc::new(chunk)), weight));
         }
         let chunks = chunks
             .into_iter()
@@ -214,29 +352,177 @@ impl Engine {
         Ok(chunks)
     }
 
+    /// Starts to decode file columns.
     async fn read(
         self: &Arc<Self>,
         group: &RowGroupRef,
-        columns: &[usize],
+        origins: Vec<(usize, Origin)>,
         held_bytes: u64,
         reserved: oneshot::Sender<()>,
     ) -> Result<JoinSet<Decoded>, LoadError> {
-        let fetched_bytes = group.fetched_bytes(columns);
-        let wanted_bytes = columns.iter().map(|&column| group.decoded_bytes(column)).fold(fetched_bytes, u64::saturating_add);
-        if wanted_bytes.saturating_add(held_bytes) > self.chunks.budget().limit() {
-            return Err(LoadError::TooLarge);
-        }
-        // What does not become free in time can still be read in bands.
-        let mut reservation = self.chunks.reserve(wanted_bytes).await.map_err(|_| LoadError::TooLarge)?;
+        let of = |is_wanted: fn(&Origin) -> bool| {
+            origins.iter().filter(move |(_, origin)| is_wanted(origin)).map(|(column, _)| *column).collect::<Vec<_>>()
+        };
+        let read_columns = of(Origin::is_read);
+        let fetched_bytes = group.fetched_bytes(&read_columns);
+        let kept: u64 = of(|origin| matches!(origin, Origin::Kept(_))).into_iter().map(|column| group.kept_bytes(column)).sum();
+        let decoded = origins.iter().map(|(column, _)| group.decoded_bytes(*column)).fold(0, u64::saturating_add);
+        let wanted_bytes = decoded.saturating_add(fetched_bytes).saturating_add(kept);
+        let reservation = if wanted_bytes.saturating_add(held_bytes) > self.chunks.budget().limit() {
+            Err(LoadError::TooLarge)
+        } else {
+            // What does not become free in time can still be read in bands.
+            self.chunks.reserve(wanted_bytes).await.map_err(|_| LoadError::TooLarge)
+        };
+        let mut reservation = match reservation {
+            Ok(reservation) => reservation,
+            Err(error) => {
+                origins.into_iter().for_each(|(_, origin)| origin.fail(error.clone()));
+                return Err(error);
+            }
+        };
         // The receiver is gone when the scan is: then nobody needs to be told.
         let _ = reserved.send(());
-        let fetched = Arc::new(Fetched { reads: self.reads(group, columns), _reservation: reservation.split(fetched_bytes) });
+        let fetched =
+            Arc::new(Fetched { reads: self.reads(group, &read_columns), _reservation: reservation.split(fetched_bytes) });
         let mut decoding = JoinSet::new();
-        for (at, &column) in columns.iter().enumerate() {
+        for (at, (column, origin)) in origins.into_iter().enumerate() {
+            let kept = matches!(origin, Origin::Kept(_)).then(|| reservation.split(group.kept_bytes(column)));
+            let fetched = origin.is_read().then(|| Arc::clone(&fetched));
             let share = reservation.split(group.decoded_bytes(column));
-            decoding.spawn(Arc::clone(self).decode(at, group.clone(), column, Arc::clone(&fetched), share));
+            let bytes = Arc::clone(self).encoded(group.clone(), column, origin, fetched, kept);
+            decoding.spawn(Arc::clone(self).decode(at, group.clone(), column, bytes, share));
         }
         Ok(decoding)
+    }
+
+    /// The bytes of a column, as soon as they are there.
+    async fn encoded(
+        self: Arc<Self>,
+        group: RowGroupRef,
+        column: usize,
+        origin: Origin,
+        fetched: Option<Arc<Fetched>>,
+        kept: Option<Reservation>,
+    ) -> Result<Encoded, LoadError> {
+        let resident = match origin {
+            Origin::Resident(entry) => entry,
+            Origin::Coming(flight) => group.landed(flight).await?,
+            origin => {
+                let reads = fetched.as_ref().map_or_else(|| Segments::default().into(), |fetched| fetched.reads.clone());
+                let segments = match self.fetched(&group, &reads, &[column]).await {
+                    Ok(segments) => segments,
+                    Err(error) => {
+                        let error = LoadError::Failed(error);
+                        origin.fail(error.clone());
+                        return Err(error);
+                    }
+                };
+                let Origin::Kept(permit) = origin else {
+                    return Ok(Encoded { segments, _fetched: fetched, _resident: None });
+                };
+                group.keep(permit, &segments, kept)?
+            }
+        };
+        let Resident::Encoded(segments) = &**resident else { return Err(group.mistaken()) };
+        let segments = segments.clone();
+        Ok(Encoded { segments, _fetched: None, _resident: Some(resident) })
+    }
+
+    /// The bytes of file columns, to be decoded in bands, and what keeps them accounted. From the cache, if it keeps bytes.
+    pub(crate) async fn bytes(self: &Arc<Self>, group: &RowGroupRef, columns: &[usize]) -> Result<(Segments, Held)> {
+        if self.residency != Residency::Arrow
+            && let Some(object) = &group.footer.id
+        {
+            match self.encoded_chunks(group, object, columns).await {
+                Ok(entries) => {
+                    let segments = entries.iter().filter_map(|entry| match &***entry {
+                        Resident::Encoded(segments) => Some(segments.clone()),
+                        Resident::Decoded(_) => None,
+                    });
+                    return Ok((Segments::join(segments), Box::new(entries)));
+                }
+                // There may be room to read them, if not to keep them as well.
+                Err(LoadError::TooLarge) => {}
+                Err(LoadError::Failed(error)) => return Err(error),
+            }
+        }
+        let reservation = self.chunks.reserve(group.fetched_bytes(columns)).await.map_err(|error| match error {
+            ReserveError::TooLarge { wanted, limit } => {
+                let message = format!(
+                    "{} row group {}: its columns need {wanted} compressed bytes in memory, the bound is {limit}; name fewer columns or raise --capacity",
+                    group.footer.object.url(),
+                    group.row_group,
+                );
+                Error::new(ErrorKind::ResourceExhausted, message)
+            }
+            ReserveError::TimedOut { .. } => group.error(&error),
+        })?;
+        let segments = self.fetched(group, &self.reads(group, columns), columns).await?;
+        Ok((segments, Box::new(reservation)))
+    }
+
+    /// The chunks of file columns as Parquet bytes, from the cache or to it.
+    async fn encoded_chunks(
+        self: &Arc<Self>,
+        group: &RowGroupRef,
+        object: &Arc<ObjectId>,
+        columns: &[usize],
+    ) -> Result<Vec<Pinned<Resident>>, LoadError> {
+        let key = |&column: &usize| ChunkKey {
+            object: Arc::clone(object),
+            row_group: group.row_group,
+            column: column as u32,
+            form: Form::Encoded,
+        };
+        let keys: Vec<ChunkKey> = columns.iter().map(key).collect();
+        let load = LoadGroup::new();
+        let mut permits = Vec::new();
+        let found: Vec<Result<Pinned<Resident>, ChunkFlight>> = self
+            .chunks
+            .lookup_all(&keys, group.request, group.populate == Populate::Auto, &load)
+            .into_iter()
+            .map(|found| match found {
+                Lookup::Hit(entry) => Ok(entry),
+                Lookup::Wait(flight) => Err(flight),
+                Lookup::Lead(permit, flight) => {
+                    permits.push(permit);
+                    Err(flight)
+                }
+            })
+            .collect();
+        if !permits.is_empty() {
+            load.spawn(Arc::clone(self).keep_all(RowGroupRef { record: None, ..group.clone() }, permits));
+        }
+        drop(load);
+        let mut entries = Vec::with_capacity(found.len());
+        for found in found {
+            entries.push(match found {
+                Ok(entry) => entry,
+                Err(flight) => group.landed(flight).await?,
+            });
+        }
+        Ok(entries)
+    }
+
+    /// The task of a load that decodes nothing.
+    async fn keep_all(self: Arc<Self>, group: RowGroupRef, permits: Vec<ChunkPermit>) {
+        let columns: Vec<usize> = permits.iter().map(|permit| permit.key().column as usize).collect();
+        let fetched_bytes = group.fetched_bytes(&columns);
+        let wanted_bytes = columns.iter().map(|&column| group.kept_bytes(column)).fold(fetched_bytes, u64::saturating_add);
+        let fail =
+            |permits: Vec<ChunkPermit>, error: &LoadError| permits.into_iter().for_each(|permit| permit.fail(error.clone()));
+        let Ok(mut reservation) = self.chunks.reserve(wanted_bytes).await else { return fail(permits, &LoadError::TooLarge) };
+        match self.fetched(&group, &self.reads(&group, &columns), &columns).await {
+            Ok(segments) => {
+                for permit in permits {
+                    let share = reservation.split(group.kept_bytes(permit.key().column as usize));
+                    // An error has been told to those who wait.
+                    let _ = group.keep(permit, &segments, Some(share));
+                }
+            }
+            Err(error) => fail(permits, &LoadError::Failed(error)),
+        }
     }
 
     fn reads(&self, group: &RowGroupRef, columns: &[usize]) -> Reads {
@@ -245,11 +531,6 @@ impl Engine {
             Some(bytes) => Segments::whole(bytes).into(),
             None => footer.object.reads(footer.version(), &group.ranges(columns), &self.limits, &group.meter),
         }
-    }
-
-    /// The bytes of file columns.
-    pub(crate) async fn fetch(&self, group: &RowGroupRef, columns: &[usize]) -> Result<Segments> {
-        self.fetched(group, &self.reads(group, columns), columns).await
     }
 
     /// Waits for the bytes of file columns. An object that turns out overwritten is forgotten, so that the next request sees
@@ -268,12 +549,12 @@ impl Engine {
         at: usize,
         group: RowGroupRef,
         column: usize,
-        fetched: Arc<Fetched>,
+        encoded: impl Future<Output = Result<Encoded, LoadError>>,
         mut reservation: Reservation,
     ) -> Decoded {
-        let segments = match self.fetched(&group, &fetched.reads, &[column]).await {
-            Ok(segments) => segments,
-            Err(error) => return (at, Err(LoadError::Failed(error))),
+        let encoded = match encoded.await {
+            Ok(encoded) => encoded,
+            Err(error) => return (at, Err(error)),
         };
         let Ok(permit) = Arc::clone(&self.cpu).acquire_owned().await else {
             return (at, Err(LoadError::Failed(Error::internal("the decoders are shut down"))));
@@ -281,10 +562,10 @@ impl Engine {
         let footer = Arc::clone(&group.footer);
         // What is reserved goes with the work: it cannot be stopped, and holds its memory until it ends.
         let work = tokio::task::spawn_blocking(move || {
-            let (_permit, _fetched) = (permit, fetched);
+            let (_permit, encoded) = (permit, encoded);
             let started = Instant::now();
             let mut grow = |bytes: u64| reservation.try_grow(bytes.saturating_sub(reservation.bytes()));
-            let chunk = match decode_chunk(&footer, group.row_group, column, &segments, &mut grow) {
+            let chunk = match decode_chunk(&footer, group.row_group, column, &encoded.segments, &mut grow) {
                 Ok(chunk) => chunk,
                 Err(DecodeError::TooLarge) => return Err(LoadError::TooLarge),
                 Err(DecodeError::Failed(error)) => return Err(LoadError::Failed(error)),
@@ -300,11 +581,21 @@ impl Engine {
     }
 }
 
+/// The bytes of a column, and what keeps them accounted.
+struct Encoded {
+    segments: Segments,
+    _fetched: Option<Arc<Fetched>>,
+    _resident: Option<Pinned<Resident>>,
+}
+
 /// The bytes of a load, reserved for as long as any of its decoders reads them.
 struct Fetched {
     reads: Reads,
     _reservation: Reservation,
 }
+
+/// Keeps bytes accounted.
+pub(crate) type Held = Box<dyn Any + Send + Sync>;
 
 /// Keys, list links and array headers, roughly.
 const CHUNK_OVERHEAD_BYTES: u64 = 512;

@@ -1,6 +1,6 @@
 //! Looking at the cache and changing it: info, warm, evict, stats.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use flightcache_proto::action::{ColumnInfo, Evicted, ObjectInfo, RowGroupInfo, Stats, WarmProgress};
@@ -9,7 +9,8 @@ use futures::{Stream, StreamExt as _};
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::load::{LoadError, RowGroupRef};
+use super::load::{LoadError, Purpose, RowGroupRef};
+use super::resident::{ChunkKey, Form};
 use super::{Engine, file_column};
 use crate::admin::ScanMeter;
 use crate::object::Target;
@@ -19,8 +20,26 @@ use crate::record::RequestRecord;
 /// Row groups warmed at a time.
 const WARM_AT_A_TIME: usize = 4;
 
-/// Resident chunks of one object: bytes by row group and column.
+/// Resident chunks of one object: bytes of both forms, by row group and column.
 type ResidentChunks = HashMap<(u32, u32), u64>;
+
+/// What rests in which form.
+#[derive(Default)]
+struct Forms {
+    chunks: HashSet<ChunkKey>,
+    arrow_bytes: u64,
+    parquet_bytes: u64,
+}
+
+impl Forms {
+    fn add(&mut self, key: &ChunkKey, bytes: u64) {
+        match key.form {
+            Form::Decoded => self.arrow_bytes += bytes,
+            Form::Encoded => self.parquet_bytes += bytes,
+        }
+        self.chunks.insert(key.encoded());
+    }
+}
 
 impl Engine {
     /// What is known of each object of a URL, and what of it is resident.
@@ -48,7 +67,8 @@ impl Engine {
     fn resident(&self) -> HashMap<Arc<ObjectId>, ResidentChunks> {
         let mut objects: HashMap<_, ResidentChunks> = HashMap::new();
         self.chunks.for_each_resident(|key, entry| {
-            objects.entry(Arc::clone(&key.object)).or_default().insert((key.row_group, key.column), entry.weight_bytes());
+            let chunks = objects.entry(Arc::clone(&key.object)).or_default();
+            *chunks.entry((key.row_group, key.column)).or_default() += entry.weight_bytes();
         });
         objects
     }
@@ -72,7 +92,7 @@ impl Engine {
             let mut loads = futures::stream::iter(loads).map(|(group, files)| {
                 let engine = Arc::clone(&engine);
                 let load = async move {
-                    match engine.chunks(&group, &files, oneshot::channel().0).await {
+                    match engine.chunks(&group, &files, Purpose::Answer, oneshot::channel().0).await {
                         Ok(_) => Ok(()),
                         Err(LoadError::TooLarge) => Err(group.error(&crate::cache::ReserveError::TooLarge { wanted: group.ranges(&files).iter().map(|r| r.end - r.start).sum(), limit: engine.chunks.budget().limit() })),
                         Err(LoadError::Failed(error)) => Err(error),
@@ -116,6 +136,8 @@ impl Engine {
         let usage = self.chunks.budget().usage();
         let cache = self.chunks.stats();
         let (resident_footers, footer_bytes) = self.footers.usage();
+        let mut forms = Forms::default();
+        self.chunks.for_each_resident(|key, entry| forms.add(key, entry.weight_bytes()));
         Stats {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_s: self.started_at.elapsed().as_secs(),
@@ -124,12 +146,15 @@ impl Engine {
             resident_bytes: usage.resident,
             in_flight_bytes: usage.in_flight,
             streaming_bytes: usage.streaming,
-            resident_chunks: self.chunks.len() as u64,
+            resident_chunks: forms.chunks.len() as u64,
+            resident_arrow_bytes: forms.arrow_bytes,
+            resident_parquet_bytes: forms.parquet_bytes,
             resident_footers: resident_footers as u64,
             footer_bytes: footer_bytes as u64 + self.blooms.resident_bytes(),
             chunks_hit: cache.hits,
             chunks_missed: cache.misses,
             chunks_joined: cache.joined,
+            chunks_decoded: cache.derived,
             evictions: cache.evictions,
             store_requests: self.metrics.store_requests.get(),
             store_bytes: self.metrics.store_bytes.get(),

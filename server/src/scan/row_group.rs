@@ -10,17 +10,17 @@ use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOption
 use arrow::compute::{FilterBuilder, cast};
 use arrow::datatypes::DataType;
 use datafusion::common::ScalarValue;
-use flightcache_proto::{Error, ErrorKind, Result};
+use flightcache_proto::{Error, Result};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::Engine;
-use super::load::{LoadError, RowGroupRef};
+use super::load::{LoadError, Purpose, RowGroupRef};
 use super::plan::{ColumnSource, ScanPlan};
 use super::predicate::Predicate;
+use super::resident::PinnedChunk;
 use crate::admin::add_time;
-use crate::cache::{Pinned, ReserveError};
-use crate::parquet::{Chunk, SLICE_ROWS, decode_bands, decoder_panic};
+use crate::parquet::{SLICE_ROWS, decode_bands, decoder_panic};
 
 /// Batches aim at this many encoded bytes: measured best on the wire.
 const TARGET_BATCH_BYTES: usize = 1 << 20;
@@ -58,7 +58,7 @@ impl Turn {
 /// A table column within one row group.
 #[derive(Clone)]
 pub(crate) enum Column {
-    Chunk(Pinned<Chunk>),
+    Chunk(PinnedChunk),
     Constant(ScalarValue),
 }
 
@@ -107,7 +107,7 @@ impl Engine {
         let mut mask = None;
         if let Some(predicate) = &plan.predicate {
             let wanted = predicate.columns().to_vec();
-            let columns = match self.columns(&sources, &group, &wanted, filter_next.take()).await {
+            let columns = match self.columns(&sources, &group, &wanted, Purpose::Find, filter_next.take()).await {
                 Ok(columns) => columns,
                 Err(LoadError::TooLarge) => return self.banded(plan, sources, group).await,
                 Err(LoadError::Failed(error)) => return Err(error),
@@ -125,7 +125,7 @@ impl Engine {
         }
         let answer_next = answer.come().await;
         drop(filter_next);
-        match self.columns(&sources, &group, &plan.output, Some(answer_next)).await {
+        match self.columns(&sources, &group, &plan.output, Purpose::Answer, Some(answer_next)).await {
             Ok(columns) => Ok(Loaded::Resident(ResidentRows::new(columns, rows, mask, &plan))),
             Err(LoadError::TooLarge) => self.banded(plan, sources, group).await,
             Err(LoadError::Failed(error)) => Err(error),
@@ -138,6 +138,7 @@ impl Engine {
         sources: &[ColumnSource],
         group: &RowGroupRef,
         wanted: &[usize],
+        purpose: Purpose,
         next: Option<oneshot::Sender<()>>,
     ) -> Result<BTreeMap<usize, Column>, LoadError> {
         let mut columns = BTreeMap::new();
@@ -150,7 +151,7 @@ impl Engine {
         }
         let file_columns: Vec<usize> = files.values().copied().collect();
         let reserved = next.unwrap_or_else(|| oneshot::channel().0);
-        let chunks = self.chunks(group, &file_columns, reserved).await?;
+        let chunks = self.chunks(group, &file_columns, purpose, reserved).await?;
         columns.extend(files.into_keys().zip(chunks).map(|(column, chunk)| (column, Column::Chunk(chunk))));
         Ok(columns)
     }
@@ -190,24 +191,13 @@ impl Engine {
         // Bands hold the columns in file order.
         files.sort_by_key(|(_, file_column)| *file_column);
         let file_columns: Vec<usize> = files.iter().map(|(_, file_column)| *file_column).collect();
-        let reservation = self.chunks.reserve(group.fetched_bytes(&file_columns)).await.map_err(|error| match error {
-            ReserveError::TooLarge { wanted, limit } => {
-                let message = format!(
-                    "{} row group {}: its columns need {wanted} compressed bytes in memory, the bound is {limit}; name fewer columns or raise --capacity",
-                    group.footer.object.url(),
-                    group.row_group
-                );
-                Error::new(ErrorKind::ResourceExhausted, message)
-            }
-            ReserveError::TimedOut { .. } => group.error(&error),
-        })?;
         group.looked_up(&file_columns, std::iter::repeat(None));
         let footer = Arc::clone(&group.footer);
-        let segments = self.fetch(&group, &file_columns).await?;
+        let (segments, held) = self.bytes(&group, &file_columns).await?;
         let (sender, receiver) = mpsc::channel(BANDS_AHEAD);
         let url = group.footer.object.url().to_owned();
         let task = tokio::task::spawn_blocking(move || {
-            let _reservation = reservation;
+            let _held = held;
             let bands = decode_bands(&footer, group.row_group, &file_columns, &segments);
             let bands = match bands {
                 Ok(bands) => bands,

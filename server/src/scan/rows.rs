@@ -12,13 +12,14 @@ use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Engine;
-use super::load::{LoadError, RowGroupRef};
+use super::load::{LoadError, Purpose, RowGroupRef};
 use super::plan::{ColumnSource, ObjectPlan, ScanPlan};
+use super::resident::PinnedChunk;
 use super::row_group::Column;
 use super::stream::MAX_RESTARTS;
 use crate::admin::ScanMeter;
-use crate::cache::{Pinned, Reservation};
-use crate::parquet::{Chunk, SLICE_ROWS, decode_bands, fixed_bytes};
+use crate::cache::Reservation;
+use crate::parquet::{SLICE_ROWS, decode_bands, fixed_bytes};
 use crate::record::RequestRecord;
 
 /// Row groups read at a time.
@@ -209,7 +210,7 @@ impl Engine {
         schema: SchemaRef,
     ) -> Result<RecordBatch> {
         group.meter.row_groups.fetch_add(1, Ordering::Relaxed);
-        let columns = match self.columns(&sources, &group, &read, None).await {
+        let columns = match self.columns(&sources, &group, &read, Purpose::Find, None).await {
             Ok(columns) => columns,
             Err(LoadError::TooLarge) => return self.pick_banded(group, sources, read, offsets, schema).await,
             Err(LoadError::Failed(error)) => return Err(error),
@@ -241,12 +242,11 @@ impl Engine {
         let mut file_columns: Vec<usize> = read.iter().filter_map(|&column| super::file_column(&sources[column])).collect();
         file_columns.sort_unstable();
         file_columns.dedup();
-        let reservation = self.chunks.reserve(group.fetched_bytes(&file_columns)).await.map_err(|error| group.error(&error))?;
         group.looked_up(&file_columns, std::iter::repeat(None));
         let footer = Arc::clone(&group.footer);
-        let segments = self.fetch(&group, &file_columns).await?;
+        let (segments, held) = self.bytes(&group, &file_columns).await?;
         let pick = move || {
-            let _reservation = reservation;
+            let _held = held;
             let (mut start, mut picked) = (0_usize, Vec::new());
             for band in decode_bands(&footer, group.row_group, &file_columns, &segments)? {
                 let band = band?;
@@ -282,7 +282,7 @@ impl Engine {
     }
 }
 
-fn take_from(chunk: &Pinned<Chunk>, offsets: &UInt32Array) -> Result<ArrayRef> {
+fn take_from(chunk: &PinnedChunk, offsets: &UInt32Array) -> Result<ArrayRef> {
     let failed = |e: arrow::error::ArrowError| Error::internal(format!("row read: {e}"));
     if let Some(array) = chunk.whole() {
         return take(array, offsets, None).map_err(failed);

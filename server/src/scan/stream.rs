@@ -17,12 +17,17 @@ use super::load::RowGroupRef;
 use super::plan::{ObjectPlan, ScanPlan};
 use super::row_group::{Loaded, Turn, Turns};
 use crate::admin::{ScanMeter, add_time};
+use crate::parquet::Footer;
 use crate::record::{RequestRecord, RowGroupRecord};
+use crate::settings::Residency;
 
 /// Times an object may be found overwritten before the scan gives up.
 pub(super) const MAX_RESTARTS: usize = 5;
 /// Row groups read ahead at most.
 const MAX_AHEAD: usize = 16;
+
+/// Bytes decoded ahead at most, where arrays do not stay.
+const MAX_DECODED_AHEAD_BYTES: u64 = 32 << 20;
 
 /// A batch of an answer.
 pub struct Batch {
@@ -63,21 +68,24 @@ impl Driver {
         let queue: VecDeque<_> =
             objects.iter().enumerate().flat_map(|(at, object)| object.row_groups.iter().map(move |&group| (at, group))).collect();
         let columns = plan.read_columns();
-        let bytes: u64 = queue
-            .iter()
-            .map(|&(at, group)| {
-                let object = &objects[at];
-                columns
-                    .iter()
-                    .map(|&column| {
-                        super::file_column(&object.columns[column])
-                            .map_or(0, |column| object.footer.compressed_bytes(group, column))
-                    })
-                    .sum::<u64>()
-            })
-            .sum();
-        let mean = (bytes / (queue.len() as u64).max(1)).max(1);
-        let max_ahead = (engine.read_ahead_bytes / mean).clamp(2, MAX_AHEAD as u64) as usize;
+        // How many row groups' columns make so many bytes, on the average.
+        let fitting = |bytes: u64, of_column: fn(&Footer, u32, usize) -> u64| {
+            let sum: u64 = queue
+                .iter()
+                .flat_map(|&(at, group)| columns.iter().map(move |&column| (at, group, column)))
+                .filter_map(|(at, group, column)| {
+                    let object: &ObjectPlan = &objects[at];
+                    Some(of_column(&object.footer, group, super::file_column(&object.columns[column])?))
+                })
+                .fold(0, u64::saturating_add);
+            bytes / (sum / (queue.len() as u64).max(1)).max(1)
+        };
+        let mut max_ahead = fitting(engine.read_ahead_bytes, Footer::compressed_bytes);
+        if engine.residency == Residency::Parquet {
+            // What is decoded ahead is held beyond what may stay.
+            max_ahead = max_ahead.min(fitting(MAX_DECODED_AHEAD_BYTES, Footer::decoded_bytes_estimate));
+        }
+        let max_ahead = max_ahead.clamp(2, MAX_AHEAD as u64) as usize;
         // With a limit, the first row groups may be enough: begin with one, and double.
         let ahead = if plan.request.limit.is_some() { 1 } else { max_ahead };
         let (request, record) = engine.next_request();

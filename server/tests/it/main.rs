@@ -7,5 +7,6 @@ mod memory;
 mod pushdown;
 mod record;
 mod requests;
+mod residency;
 mod store;
 mod support;
