@@ -7,6 +7,7 @@
 //! [`mod@replay`], [`mod@load`], [`mod@simulate`] and [`scans`] (what is measured), [`import`] (the traces of others), [`quickstart`] (the least of it that says something), [`report`] and [`output`]
 //! (what is left behind).
 
+mod cpu;
 pub mod data;
 pub mod generate;
 pub mod import;
@@ -18,6 +19,7 @@ pub mod quickstart;
 pub mod read_clock;
 pub mod replay;
 pub mod report;
+pub mod residency;
 pub mod scans;
 pub mod simulate;
 pub mod slow_store;

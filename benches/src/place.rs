@@ -63,8 +63,13 @@ pub fn open(place: &str) -> Result<Arc<dyn ObjectStore>, Box<dyn std::error::Err
 
 /// Starts a server in this process, on real sockets of the loopback, with `store` as [`SOURCE`].
 pub async fn serve(store: Arc<dyn ObjectStore>, capacity: ByteSize) -> Result<Server, Box<dyn std::error::Error>> {
+    serve_with(store, Settings { capacity, ..Settings::default() }).await
+}
+
+/// The same with other settings; their addresses are not used.
+pub async fn serve_with(store: Arc<dyn ObjectStore>, settings: Settings) -> Result<Server, Box<dyn std::error::Error>> {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let settings = Settings { listen: any, admin: any, capacity, ..Settings::default() };
+    let settings = Settings { listen: any, admin: any, ..settings };
     let sources = Sources::default().with_store(SOURCE, store, Freshness::default())?;
     Ok(Server::start_with(&settings, sources, Arc::new(Metrics::new()?)).await?)
 }

@@ -43,6 +43,28 @@ pub struct Report {
     pub replays: Vec<Replay>,
     pub simulations: Vec<Simulation>,
     pub loads: Vec<Load>,
+    #[serde(default)]
+    pub residencies: Vec<ResidencyPoint>,
+}
+
+/// The scans of one round against a cache of one form of residency and one capacity. Medians of rounds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ResidencyPoint {
+    /// "arrow", "parquet", "auto".
+    pub form: String,
+    /// Capacity as a share of what the scans read, as arrays; 1 holds all.
+    pub capacity_share: f64,
+    pub capacity_bytes: u64,
+    pub round_ms: f64,
+    /// Processor time of server and client.
+    pub cpu_ms: f64,
+    /// Share of the look-ups for which the store was not asked, 0 to 1.
+    pub hit_rate: f64,
+    pub store_requests: f64,
+    pub store_bytes: f64,
+    /// Resident at the end, by form.
+    pub arrow_bytes: u64,
+    pub parquet_bytes: u64,
 }
 
 /// One trace, replayed against each side.

@@ -1,7 +1,7 @@
 //! From what was measured to the lines of the plots.
 
 use super::plot::Line;
-use super::{LoadStep, Response, Side, SimulationPoint};
+use super::{LoadStep, ResidencyPoint, Response, Side, SimulationPoint};
 
 /// Points of a curve at most: finer than a pixel of the plot, and the page stays small.
 const MOST_POINTS: usize = 400;
@@ -25,6 +25,19 @@ pub(super) fn of_policies(names: &[&str], points: &[SimulationPoint]) -> Vec<Lin
         Line { name: (*name).into(), style, points }
     };
     names.iter().enumerate().map(line).filter(|line| !line.points.is_empty()).collect()
+}
+
+/// A line a form of residency: a figure against the capacity as a share of what is read.
+pub(super) fn of_forms(points: &[ResidencyPoint], value: fn(&ResidencyPoint) -> f64) -> Vec<Line> {
+    let mut lines: Vec<Line> = Vec::new();
+    for point in points {
+        let at = lines.iter().position(|line| line.name == point.form).unwrap_or_else(|| {
+            lines.push(Line { name: point.form.clone(), style: lines.len(), points: Vec::new() });
+            lines.len() - 1
+        });
+        lines[at].points.push((point.capacity_share, value(point)));
+    }
+    lines
 }
 
 /// A line a percentile of the response times against the offered rate.

@@ -5,7 +5,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use super::axis::{Axis, Scale};
 use super::plot::{Bar, BarPlot, LinePlot};
 use super::units::{bytes, count, number, percent, ratio};
-use super::{Load, Replay, Report, ReportError, Side, Simulation, SimulationPoint, curves, figure};
+use super::{Load, Replay, Report, ReportError, ResidencyPoint, Side, Simulation, SimulationPoint, curves, figure};
 
 type Rendered = Result<Markup, ReportError>;
 
@@ -34,6 +34,7 @@ pub(super) fn page(report: &Report) -> Rendered {
                     @if !report.replays.is_empty() { (replay_section(&report.replays)?) }
                     @if !report.simulations.is_empty() { (simulation_section(&report.simulations)?) }
                     @if !report.loads.is_empty() { (load_section(&report.loads)?) }
+                    @if !report.residencies.is_empty() { (residency_section(&report.residencies)?) }
                 }
             }
         }
@@ -119,6 +120,47 @@ fn replay_table(replays: &[Replay]) -> Markup {
             }
         } }
     }
+}
+
+fn residency_section(points: &[ResidencyPoint]) -> Rendered {
+    let plot = |title: &str, label: &'static str, scale: Scale, value: fn(&ResidencyPoint) -> f64| {
+        figure::lines(&LinePlot {
+            title: title.into(),
+            x: Axis { label: "capacity / size as arrays", scale: Scale::Log },
+            y: Axis { label, scale },
+            lines: curves::of_forms(points, value),
+        })
+    };
+    Ok(html! {
+        section {
+            h2 { "Forms of residency" }
+            p { "The same scans, again and again, against caches of rising capacity. A capacity is given as a share of what the scans read, as arrays." }
+            div.figures {
+                (plot("Time of a round", "median time, ms", Scale::Linear, |point| point.round_ms)?)
+                (plot("Processor time of a round", "median time of server and client, ms", Scale::Linear, |point| point.cpu_ms)?)
+                (plot("Hit rate", "look-ups without the store, %", Scale::Percent, |point| point.hit_rate)?)
+            }
+            div.scroll { table {
+                thead { tr {
+                    th.name scope="col" { "capacity" }
+                    @for name in ["form", "time, ms", "CPU, ms", "hits", "S3 requests", "S3 bytes", "as arrays", "as bytes"] {
+                        th scope="col" { (name) }
+                    }
+                } }
+                tbody { @for point in points { tr {
+                    th.name scope="row" { (number(point.capacity_share)) " · " (bytes(point.capacity_bytes)) }
+                    td { (point.form) }
+                    td { (number(point.round_ms)) }
+                    td { (number(point.cpu_ms)) }
+                    td { (percent(point.hit_rate)) }
+                    td { (number(point.store_requests)) }
+                    td { (bytes(point.store_bytes as u64)) }
+                    td { (bytes(point.arrow_bytes)) }
+                    td { (bytes(point.parquet_bytes)) }
+                } } }
+            } }
+        }
+    })
 }
 
 fn simulation_section(simulations: &[Simulation]) -> Rendered {

@@ -8,8 +8,9 @@ use super::flight::{Record, Role};
 use super::lookup::{Cache, CacheKey};
 use super::partition::{Inserted, Segment, Uses};
 
-/// Entries that were not used while so many times the capacity was are forgotten.
-const FORGOTTEN_EPOCHS: u64 = 3;
+/// What was not used while so many times the capacity was is forgotten: far longer than any source stays for which there is
+/// no room, as losing one costs more than decoding it often.
+const FORGOTTEN_EPOCHS: u64 = 8;
 
 /// What a look at an entry's partition came to.
 enum Admission<V> {
@@ -43,9 +44,9 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
                 }
                 let bytes = entry.weight_bytes();
                 let (key, entry) = (key.clone(), Arc::clone(entry));
-                self.count_use(&entry);
                 let Inserted { replaced, is_protected } = match role {
                     Role::Source(count) => {
+                        self.count_use(&entry);
                         let admitted_bytes = self.admitted_bytes.fetch_add(bytes, Ordering::AcqRel);
                         partition.insert(key, entry, self.used(request, count, epoch), admitted_bytes)
                     }

@@ -76,7 +76,7 @@ pub struct Cache<K: CacheKey, V, E> {
     clock: AtomicU64,
     /// Bytes of all entries ever added: the clock by which ghosts are forgotten, the same for all partitions.
     pub(super) admitted_bytes: AtomicU64,
-    /// Bytes of all entries ever found or added.
+    /// Bytes of all sources ever found or added.
     used_bytes: AtomicU64,
     /// The used bytes that end the epoch.
     epoch_end: AtomicU64,
@@ -233,7 +233,9 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
         if found.segment == Segment::Protected {
             self.protected_bytes.fetch_add(found.moved_bytes, Ordering::AcqRel);
         }
-        self.count_use(&found.entry);
+        if !found.segment.is_derived() {
+            self.count_use(&found.entry);
+        }
         Some(found)
     }
 
@@ -306,7 +308,7 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
         self.epoch.load(Ordering::Relaxed)
     }
 
-    /// An epoch ends when as many bytes were used in it as the cache may hold.
+    /// An epoch ends when as many bytes of sources were used in it as the cache may hold.
     pub(super) fn count_use(&self, entry: &Entry<V>) {
         let bytes = entry.weight_bytes();
         let used = self.used_bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);

@@ -21,7 +21,7 @@
 //! - **Derived entries.** What can be made again of another entry, its source, is in segments of its own: used once, or used
 //!   again. It gives way to sources, the former to any, the latter to protected ones. To enter a full cache it may displace
 //!   derived entries whose uses count for less, by more than one, and sources that were used once and then not for long; uses
-//!   halve each time as many bytes were used as the cache may hold. So of a circle of entries that do not all fit, sources
+//!   halve each time as many bytes of sources were used as the cache may hold. So of a circle of entries that do not all fit, sources
 //!   stay, and of what is made of them some, rather than each only until it would have been used again.
 //! - **One budget.** Every use stamps an entry with a tick of one clock. A victim is taken from the partition whose oldest
 //!   tick is the smallest, which makes the order global, and lets a hot partition take space from a cold one. Ticks are read

@@ -181,12 +181,12 @@ fn nothing_is_resident_without_its_source() {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % below
     };
-    for request in 0..20_000 {
+    for request in 0..30_000 {
         // Some keys are read often, most are not, and some are loaded on their own.
         let key = if random(3) == 0 { random(10) } else { random(1_000) };
         match random(8) {
             0 => drop(get(&cache, key, request, SOURCE_BYTES)),
-            1 if request < 19_000 => cache.set_capacity(150 + random(100)),
+            1 if request < 20_000 => cache.set_capacity(150 + random(100)),
             _ => drop(read(&cache, key, asked(request, 1 + random(4) as u32, true))),
         }
         let usage = cache.budget().usage();
