@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use flightcache_bench::{generate, import, load, quickstart, replay, scans, simulate};
+use flightcache_bench::{export, generate, import, load, quickstart, replay, scans, simulate};
 
 // Buffers of a MiB come and go with every answer: glibc gives each back to the system and faults it in anew.
 #[global_allocator]
@@ -30,6 +30,8 @@ enum Command {
     Simulate(simulate::Options),
     /// Turn a trace of another program into JSON Lines.
     Import(import::Options),
+    /// Write a known trace as JSON Lines.
+    Export(export::Options),
     /// Read whole, projected and filtered, cold and warm through a server in this process, and directly with `DataFusion`.
     Scans(scans::Options),
 }
@@ -53,6 +55,7 @@ async fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         Command::Load(options) => load::run(&options).await,
         Command::Simulate(options) => simulate::run(&options),
         Command::Import(options) => Ok(import::run(&options)?),
+        Command::Export(options) => Ok(export::run(&options)?),
         Command::Scans(options) => scans::run(options).await,
     }
 }
