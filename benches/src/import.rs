@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, stdin, stdout};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use flightcache_traces::import::{LibCacheSim, ObjectSize, lib_cache_sim, two_column};
@@ -73,11 +73,7 @@ pub enum ImportError {
 
 /// Reads all of the input, then writes the output, and says on standard error what it was.
 pub fn run(options: &Options) -> Result<(), ImportError> {
-    let trace = read(options)?;
-    write(options, &trace)?;
-    let (requests, footprint) = (trace.requests().count(), bytesize::ByteSize(footprint_bytes(&trace)));
-    eprintln!("{requests} requests, footprint {}", footprint.display().iec());
-    Ok(())
+    write(&read(options)?, &options.output)
 }
 
 fn read(options: &Options) -> Result<Trace, ImportError> {
@@ -107,21 +103,25 @@ fn read(options: &Options) -> Result<Trace, ImportError> {
     trace.map_err(|source| ImportError::Trace { path, source })
 }
 
-fn write(options: &Options, trace: &Trace) -> Result<(), ImportError> {
-    let path = shown(&options.output, "standard output");
-    let written = if is_standard(&options.output) {
+/// Writes a trace, and says on standard error what it was.
+pub(crate) fn write(trace: &Trace, output: &Path) -> Result<(), ImportError> {
+    let path = shown(output, "standard output");
+    let written = if is_standard(output) {
         trace.write(BufWriter::new(stdout().lock()))
     } else {
-        let file = File::create(&options.output).map_err(|source| ImportError::File { path: path.clone(), source })?;
+        let file = File::create(output).map_err(|source| ImportError::File { path: path.clone(), source })?;
         trace.write(BufWriter::new(file))
     };
-    written.map_err(|source| ImportError::Trace { path, source })
+    written.map_err(|source| ImportError::Trace { path, source })?;
+    let (requests, footprint) = (trace.requests().count(), bytesize::ByteSize(footprint_bytes(trace)));
+    eprintln!("{requests} requests, footprint {}", footprint.display().iec());
+    Ok(())
 }
 
-fn is_standard(path: &std::path::Path) -> bool {
+fn is_standard(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
-fn shown(path: &std::path::Path, standard: &str) -> String {
+fn shown(path: &Path, standard: &str) -> String {
     if is_standard(path) { standard.to_owned() } else { path.display().to_string() }
 }

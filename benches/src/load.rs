@@ -21,6 +21,7 @@ mod target;
 mod tests;
 
 use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use clap::Args;
@@ -103,6 +104,7 @@ pub enum Rates {
 
 /// Offers each rate, prints a table, and writes the report.
 pub async fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
+    options.output.create()?;
     let target = Target::start(options).await?;
     println!("{}; each answer: {}", target.describe(), target.describe_answer());
     let mut notes = vec![show::how(options, target.describe())];
@@ -123,7 +125,7 @@ pub async fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// The rates, one after the other.
-pub async fn offer(options: &Options, target: &Target) -> Result<Vec<Tally>, TargetError> {
+pub async fn offer(options: &Options, target: &Target) -> Result<Vec<Tally>, Box<dyn std::error::Error>> {
     let bar = ProgressBar::new_spinner();
     if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
         bar.set_style(style);
@@ -157,7 +159,7 @@ pub async fn offer(options: &Options, target: &Target) -> Result<Vec<Tally>, Tar
                 ));
             },
         );
-        let tally = tally.await;
+        let tally = tally.await?;
         bar.suspend(|| eprintln!("{rate_per_s}/s: {} of {} answered", tally.answered(), tally.requests));
         tallies.push(tally);
     }
@@ -171,16 +173,18 @@ fn rounded(rate_per_s: f64) -> f64 {
     (rate_per_s * digit).round() / digit
 }
 
-/// Above this the pacing itself would be what is measured.
-const MAX_RATE_PER_S: f64 = 1e6;
+/// Below, one request would be due; above, the pacing itself would be what is measured.
+const RATES_PER_S: RangeInclusive<f64> = 1e-3..=1e6;
 
 fn rates(text: &str) -> Result<Rates, String> {
     if text == "auto" {
         return Ok(Rates::Auto);
     }
     let rate = |text: &str| {
-        let rate = text.trim().parse().ok().filter(|rate| *rate > 0.0 && *rate <= MAX_RATE_PER_S);
-        rate.ok_or_else(|| format!("'{text}' is neither auto nor a rate above 0 and at most {MAX_RATE_PER_S}"))
+        let rate = text.trim().parse().ok().filter(|rate| RATES_PER_S.contains(rate));
+        rate.ok_or_else(|| {
+            format!("'{text}' is neither auto nor a rate of {} to {} requests a second", RATES_PER_S.start(), RATES_PER_S.end())
+        })
     };
     text.split(',').map(rate).collect::<Result<_, _>>().map(Rates::Given)
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use flightcache_bench::{generate, import, load, quickstart, replay, residency, scans, simulate};
+use flightcache_bench::{export, generate, import, load, quickstart, replay, residency, scans, simulate};
 
 // Buffers of a MiB come and go with every answer: glibc gives each back to the system and faults it in anew.
 #[global_allocator]
@@ -32,6 +32,8 @@ enum Command {
     Import(import::Options),
     /// Scan lineitem of TPC-H against caches that keep arrays, Parquet bytes, or both, of rising capacity.
     Residency(residency::Options),
+    /// Write a known trace as JSON Lines.
+    Export(export::Options),
     /// Read whole, projected and filtered, cold and warm through a server in this process, and directly with `DataFusion`.
     Scans(scans::Options),
 }
@@ -56,6 +58,7 @@ async fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         Command::Simulate(options) => simulate::run(&options),
         Command::Import(options) => Ok(import::run(&options)?),
         Command::Residency(options) => residency::run(options).await,
+        Command::Export(options) => Ok(export::run(&options)?),
         Command::Scans(options) => scans::run(options).await,
     }
 }

@@ -1,5 +1,6 @@
 //! What a run leaves behind: a report as JSON and as a page.
 
+use std::fs::OpenOptions;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -18,6 +19,16 @@ pub struct Output {
 }
 
 impl Output {
+    /// Makes the files, if they are not there: a run that could not be kept fails before anything is measured. What they hold
+    /// stays until there is something new.
+    pub fn create(&self) -> Result<(), Box<dyn std::error::Error>> {
+        for path in [&self.json, &self.html].into_iter().flatten() {
+            let created = OpenOptions::new().create(true).append(true).open(path);
+            created.map_err(|error| format!("cannot write to {}: {error}", path.display()))?;
+        }
+        Ok(())
+    }
+
     /// Writes what was asked for, and says where it is.
     pub fn write(&self, report: &Report) -> Result<(), Box<dyn std::error::Error>> {
         if let Some(path) = &self.json {
@@ -60,4 +71,21 @@ fn machine() -> String {
         .and_then(|text| text.trim_end_matches(" kB").parse::<u64>().ok())
         .map_or(String::new(), |kib| format!(", {} of memory", bytesize::ByteSize::kib(kib)));
     format!("{cores} cores ({model}){memory}, {}", std::env::consts::OS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_told_before_anything_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| Some(directory.path().join(name));
+        std::fs::write(directory.path().join("old.json"), "old").unwrap();
+        Output { json: path("old.json"), html: path("new.html") }.create().unwrap();
+        assert_eq!(std::fs::read(directory.path().join("old.json")).unwrap(), b"old");
+        assert!(directory.path().join("new.html").is_file());
+        let error = Output { json: None, html: path("none/new.html") }.create().unwrap_err().to_string();
+        assert!(error.starts_with("cannot write to ") && error.contains("none/new.html"), "{error}");
+    }
 }

@@ -1,5 +1,6 @@
 //! Where the data of a run lies, how far away it is made, and servers in this process in front of it.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,8 +58,15 @@ pub fn open(place: &str) -> Result<Arc<dyn ObjectStore>, Box<dyn std::error::Err
         }
         Err(error) => return Err(format!("{place}: {error}").into()),
     };
-    let (store, prefix) = object_store::parse_url_opts(&url, std::env::vars())?;
+    let (store, prefix) = object_store::parse_url_opts(&url, aws(std::env::vars_os()))?;
     Ok(if prefix == Path::default() { Arc::from(store) } else { Arc::new(PrefixStore::new(store, prefix)) })
+}
+
+/// The variables that may say something of S3: others that happen to be named like a setting do not.
+fn aws(variables: impl Iterator<Item = (OsString, OsString)>) -> impl Iterator<Item = (String, String)> {
+    variables
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| name.starts_with("AWS_"))
 }
 
 /// Starts a server in this process, on real sockets of the loopback, with `store` as [`SOURCE`].
@@ -72,4 +80,20 @@ pub async fn serve_with(store: Arc<dyn ObjectStore>, settings: Settings) -> Resu
     let settings = Settings { listen: any, admin: any, ..settings };
     let sources = Sources::default().with_store(SOURCE, store, Freshness::default())?;
     Ok(Server::start_with(&settings, sources, Arc::new(Metrics::new()?)).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt as _;
+
+    use super::*;
+
+    #[test]
+    fn only_the_variables_of_aws_are_taken() {
+        let odd = || OsString::from_vec(b"\xff".to_vec());
+        let named = |name: &str| (OsString::from(name), OsString::from("value"));
+        let variables =
+            [named("AWS_REGION"), named("REGION"), named("BUCKET"), (odd(), "value".into()), ("AWS_ODD".into(), odd())];
+        assert_eq!(aws(variables.into_iter()).collect::<Vec<_>>(), [("AWS_REGION".to_owned(), "value".to_owned())]);
+    }
 }

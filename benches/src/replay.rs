@@ -12,6 +12,7 @@
 pub mod cached;
 pub mod direct;
 pub mod error;
+mod notes;
 pub mod open_loop;
 pub mod plan;
 pub mod play;
@@ -22,6 +23,7 @@ pub mod tables;
 mod tests;
 pub mod whole_file;
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use bytesize::ByteSize;
@@ -33,11 +35,12 @@ use self::direct::Direct;
 use self::error::ReplayError;
 use self::plan::{Schedule, Servers};
 use self::play::Problems;
-use self::side::Side;
+use self::side::{Clients, Side};
 use self::whole_file::WholeFile;
 use crate::output::{self, Output};
 use crate::place::{self, Distance};
 use crate::report::Report;
+use crate::workloads::Workload;
 
 /// Arguments of `replay`.
 #[derive(Args, Clone, Debug)]
@@ -45,7 +48,8 @@ pub struct Options {
     /// Where the objects are: a directory, or a file:// or `s3://bucket/prefix/` URL (settings from AWS_* variables).
     #[arg(long, value_name = "PLACE")]
     pub data: String,
-    /// Original traces by name (1m, 100m, parallel, serial, repeat) or files of JSON Lines; all original ones if none is given.
+    /// Traces by name, original (1m, 100m, parallel, serial, repeat) or generated ones (zipf, scan-mix, hot-scan, shift, rounds,
+    /// bursts; on the files that `generate` makes), or files of JSON Lines; all original ones if none is given.
     #[arg(long = "trace", value_name = "NAME|FILE", num_args = 1..)]
     pub traces: Vec<String>,
     /// Servers to start in this process, or the locations of running ones, such as <grpc://a:50051,grpc://b:50051>.
@@ -55,9 +59,12 @@ pub struct Options {
     /// the data's own URL.
     #[arg(long, value_name = "URL")]
     pub url_prefix: Option<String>,
-    /// What to compare.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "direct,whole-file,flightcache")]
+    /// What to compare; without it all, but for the cache of whole files where servers are running: it is always in this process.
+    #[arg(long, value_enum, value_delimiter = ',')]
     pub sides: Vec<SideKind>,
+    /// Who opens the connections to the caches, Flightcache's and the one of whole files.
+    #[arg(long, value_enum, default_value = "per-request")]
+    pub clients: Clients,
     /// Capacity of each server's cache; running servers have their own.
     #[arg(long, default_value = "1GB")]
     pub capacity: ByteSize,
@@ -74,7 +81,7 @@ pub struct Options {
 }
 
 /// A way to answer requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum SideKind {
     /// `DataFusion` reads the store.
     Direct,
@@ -85,19 +92,32 @@ pub enum SideKind {
 }
 
 pub(crate) fn speed(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(speed) if speed.is_finite() && speed > 0.0 => Ok(speed),
-        _ => Err("it must be a number above 0".to_owned()),
-    }
+    let speed = text.parse().ok().filter(|speed| SPEEDS.contains(speed));
+    speed.ok_or_else(|| format!("it must be a number from {} to {}", SPEEDS.start(), SPEEDS.end()))
 }
 
+/// Slower, a trace would take a year; faster, it comes at once.
+const SPEEDS: RangeInclusive<f64> = 1e-3..=1e6;
+
 impl Options {
+    /// What is compared, each once.
+    fn sides(&self) -> Vec<SideKind> {
+        let mut sides = match (&self.sides[..], &self.servers) {
+            ([], Servers::Own(_)) => vec![SideKind::Direct, SideKind::WholeFile, SideKind::Flightcache],
+            ([], Servers::Running(_)) => vec![SideKind::Direct, SideKind::Flightcache],
+            (sides, _) => sides.to_vec(),
+        };
+        sides.sort_unstable();
+        sides.dedup();
+        sides
+    }
+
     /// What stands for the data in URLs, ending in `/`; `None` if there is nothing to tell.
     fn prefix(&self) -> Result<Option<String>, ReplayError> {
         let with_slash = |url: &str| if url.ends_with('/') { url.to_owned() } else { format!("{url}/") };
         let prefix = self.url_prefix.as_deref().or(Some(self.data.as_str()).filter(|data| data.contains("://"))).map(with_slash);
         if let Servers::Running(_) = self.servers
-            && self.sides.contains(&SideKind::Flightcache)
+            && self.sides().contains(&SideKind::Flightcache)
         {
             if !self.distance.latency.is_zero() || self.distance.bandwidth.as_u64() > 0 {
                 let and = if self.distance.bandwidth.as_u64() > 0 { " and no --bandwidth" } else { "" };
@@ -116,58 +136,21 @@ impl Options {
         store: &Arc<dyn ObjectStore>,
         prefix: Option<String>,
     ) -> Result<Vec<Arc<dyn Side>>, Box<dyn std::error::Error>> {
+        let (capacity, clients) = (self.capacity, self.clients);
         let mut sides: Vec<Arc<dyn Side>> = Vec::new();
-        let mut started = Vec::new();
-        for kind in &self.sides {
-            if started.contains(kind) {
-                continue;
-            }
-            started.push(*kind);
+        for kind in self.sides() {
             let store = self.distance.apply(Arc::clone(store));
             sides.push(match (kind, &self.servers) {
                 (SideKind::Direct, _) => Arc::new(Direct::new(store)),
-                (SideKind::WholeFile, servers) => Arc::new(WholeFile::start(store, servers.count(), self.capacity).await?),
-                (SideKind::Flightcache, Servers::Own(count)) => Arc::new(Cached::start(store, *count, self.capacity).await?),
+                (SideKind::WholeFile, servers) => Arc::new(WholeFile::start(store, servers.count(), capacity, clients).await?),
+                (SideKind::Flightcache, Servers::Own(count)) => Arc::new(Cached::start(store, *count, capacity, clients).await?),
                 (SideKind::Flightcache, Servers::Running(locations)) => {
-                    Arc::new(Cached::connect(locations, prefix.clone().ok_or(ReplayError::NoPrefix)?).await?)
+                    let prefix = prefix.clone().ok_or(ReplayError::NoPrefix)?;
+                    Arc::new(Cached::connect(locations.clone(), prefix, clients).await?)
                 }
             });
         }
         Ok(sides)
-    }
-
-    /// What a reader must know to judge the numbers.
-    fn notes(&self) -> Vec<String> {
-        let capacity = self.capacity.display().si();
-        let servers = match &self.servers {
-            Servers::Own(count) => format!("{count} in this process, {capacity} of decoded columns each"),
-            Servers::Running(locations) => format!("running at {}", locations.join(", ")),
-        };
-        vec![
-            format!(
-                "Data: {}; {}. Played at {} times the recorded speed, {} round(s). All sides share this machine's cores.",
-                self.data,
-                self.distance.describe(),
-                self.speed,
-                self.rounds,
-            ),
-            "Requests come at the trace's times, whether or not earlier ones have been answered, all of them from one process with its connections; each reads \
-             all rows. A response time counts from when the request was due to its last row. Each side starts a trace with an \
-             empty cache. Cold is the first request for an object; a repeat may come while that is still being loaded, and waits \
-             for it then."
-                .to_owned(),
-            format!(
-                "direct: DataFusion in the client, a new session for each request, over one connection pool. whole-file cache: {} \
-                 node(s) that keep Parquet files as they are, {capacity} each, one load per object; the client looks up the route and \
-                 decodes; server includes the transfer. flightcache: server(s) {servers}; server is filtering and encoding, the \
-                 transfer is in the rest.",
-                self.servers.count(),
-            ),
-            "Flightcache's stages are sums over concurrent work; where they exceed a request's time they are shrunk to it, all \
-             alike. They leave out what a request waits for: another's load, and the reading of a footer while the scan is \
-             planned; both are in the rest."
-                .to_owned(),
-        ]
     }
 }
 
@@ -179,13 +162,13 @@ pub async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
 
 /// The same, into a report that may hold notes already.
 pub async fn measure(options: &Options, mut report: Report) -> Result<(), Box<dyn std::error::Error>> {
+    options.output.create()?;
     let (prefix, traces) = (options.prefix()?, plan::traces(&options.traces)?);
-    let schedule = |(name, trace)| Schedule::new(name, trace, options.speed, prefix.as_deref());
-    let schedules: Vec<Schedule> =
-        traces.iter().map(|(name, trace)| schedule((name.as_str(), trace))).collect::<Result<_, _>>()?;
+    let schedule = |workload: Workload| Schedule::new(&workload.name, &workload.trace, options.speed, prefix.as_deref());
+    let schedules: Vec<Schedule> = traces.into_iter().map(schedule).collect::<Result<_, _>>()?;
     let store = place::open(&options.data)?;
     let objects = plan::objects(&schedules, &store, &options.data).await?;
-    report.notes.extend(options.notes());
+    report.notes.extend(options.notes(&schedules));
     for note in &report.notes {
         println!("{note}");
     }
@@ -202,7 +185,7 @@ pub async fn measure(options: &Options, mut report: Report) -> Result<(), Box<dy
                     schedule.reads.len(),
                     replay.span_s
                 );
-                println!("{}\n{}", tables::sides(&replay), tables::cold_and_repeat(&replay));
+                println!("{}\n{}", tables::sides(&replay), tables::by_kind(&replay));
                 report.replays.push(replay);
             }
             Err(error) => {

@@ -86,9 +86,13 @@ pub struct Side {
     pub mean_ms: f64,
     pub p50_ms: f64,
     pub p99_ms: f64,
-    /// Mean response time of the first request for each object of the trace, and of all others; `None` without any.
+    /// Mean response times by what a cache can have known: of the first request for each object of the trace, of those that
+    /// were due before the first one had been answered (on the side that took longest, in the same round), and of all later
+    /// ones; `None` without any.
     #[serde(default)]
     pub cold_ms: Option<f64>,
+    #[serde(default)]
+    pub joined_ms: Option<f64>,
     #[serde(default)]
     pub repeat_ms: Option<f64>,
     /// Mean time of a request in each stage, in milliseconds. The stages are disjoint: `server_ms` is the server's time outside
@@ -187,6 +191,9 @@ pub struct LoadStep {
     pub max_ms: f64,
     /// Record batches received, in megabytes (10⁶ bytes) a second.
     pub mb_per_s: f64,
+    /// Milliseconds by which 99 % of the requests were at most sent late, by the program that measured.
+    #[serde(default)]
+    pub late_p99_ms: f64,
 }
 
 impl Report {

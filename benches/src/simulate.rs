@@ -7,7 +7,6 @@
 mod segmented_lru;
 #[cfg(test)]
 mod tests;
-mod workloads;
 
 use bytesize::ByteSize;
 use clap::Args;
@@ -16,10 +15,10 @@ use flightcache_server::Settings;
 use flightcache_traces::{Belady, HitRates, Lru, Trace, footprint_bytes, simulate};
 
 pub use segmented_lru::SegmentedLru;
-pub use workloads::{Workload, WorkloadError, workload};
 
 use crate::output::{self, Output};
 use crate::report::{Simulation, SimulationPoint};
+use crate::workloads::{self, Scale, Workload, workload};
 
 const LRU: &str = "LRU";
 const BELADY: &str = "Belady";
@@ -28,7 +27,7 @@ const BELADY: &str = "Belady";
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// A known trace or a file of JSON Lines; repeatable. Without it all known ones: 1m, 100m, parallel, serial, repeat (the
-    /// original traces), zipf, scan-mix, hot-scan, shift, rounds (synthetic).
+    /// original traces), zipf, scan-mix, hot-scan, shift, rounds, bursts (synthetic).
     #[arg(long = "trace", value_name = "NAME|FILE")]
     pub traces: Vec<String>,
     /// Capacities, in percent of all that a trace touches.
@@ -45,10 +44,11 @@ pub struct Options {
 
 /// Simulates, prints a table a trace, and writes the report.
 pub fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
+    options.output.create()?;
     let workloads = if options.traces.is_empty() {
-        workloads::all()?
+        workloads::all(Scale::Simulated)?
     } else {
-        options.traces.iter().map(|name| workload(name)).collect::<Result<_, _>>()?
+        options.traces.iter().map(|name| workload(name, Scale::Simulated)).collect::<Result<_, _>>()?
     };
     let (shares, protected_shares) = (ascending(&options.shares), ascending(&options.protected_share));
     let mut report = output::report("Flightcache: simulated hit rates");

@@ -13,7 +13,8 @@ use tonic::transport::{Channel, Endpoint};
 use crate::receive::MAX_MESSAGE_BYTES;
 use crate::retry::from_status;
 
-/// A server's messages, of 2 MiB at most, come in one frame each: then their bodies need not be put together.
+/// A server's messages, of 2 MiB at most, come in one frame each, but at a window's edge: then their bodies need not be put
+/// together.
 const MAX_FRAME_BYTES: u32 = 4 << 20;
 const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 /// The largest there is: the streams' windows bound what is unread. A connection's window would let streams that wait for their

@@ -104,9 +104,15 @@ impl<'a> Request<'a> {
         distinct(self.accesses.iter().map(|access| access.url.as_str()))
     }
 
-    /// The columns it reads, in the order of their first use; [`WHOLE_OBJECT`] stands for all.
-    pub fn columns(&self) -> Vec<&'a str> {
-        distinct(self.accesses.iter().flat_map(|access| access.columns.iter().map(String::as_str)))
+    /// The objects in that order, each with the columns it reads of it, in the order of their first use; [`WHOLE_OBJECT`] stands
+    /// for all.
+    pub fn objects(&self) -> Vec<(&'a str, Vec<&'a str>)> {
+        let mut accesses: HashMap<&str, Vec<&Access>> = HashMap::new();
+        for access in self.accesses {
+            accesses.entry(access.url.as_str()).or_default().push(access);
+        }
+        let columns = |url| distinct(accesses[url].iter().flat_map(|access| access.columns.iter().map(String::as_str)));
+        self.urls().into_iter().map(|url| (url, columns(url))).collect()
     }
 }
 

@@ -3,12 +3,11 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::tally::{Answer, Tally};
-use crate::paced::paced;
+use crate::paced::{Stopped, paced};
 
 /// Bounds on what is outstanding.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +25,8 @@ type Ended<E> = (Duration, Result<Answer, E>);
 ///
 /// `ask` is called with the number of the request, from 0, and must return at once; its future runs in a task of its own.
 /// Latency counts from when the request was due, so that neither a server that stalls nor a late call of `ask` hides a wait.
-/// `watch` is told how things are, with the number of outstanding requests, each time one is due.
+/// `watch` is told how things are, with the number of outstanding requests, each time one is due. Fails if the clock stopped
+/// before all were due.
 pub async fn open_loop<A, E>(
     rate_per_s: f64,
     duration: Duration,
@@ -34,7 +34,7 @@ pub async fn open_loop<A, E>(
     limits: Limits,
     ask: impl Fn(u64) -> A,
     mut watch: impl FnMut(&Tally, usize),
-) -> Tally
+) -> Result<Tally, Stopped>
 where
     A: Future<Output = Result<Answer, E>> + Send + 'static,
     E: Display + Send + 'static,
@@ -43,7 +43,7 @@ where
     let mut tally = Tally::new(rate_per_s);
     let mut outstanding: JoinSet<Ended<E>> = JoinSet::new();
     let mut due = paced(started, due);
-    while let Some(due) = due.next().await {
+    while let Some(due) = due.next().await? {
         while let Some(ended) = outstanding.try_join_next() {
             count(&mut tally, ended);
         }
@@ -69,7 +69,7 @@ where
         tally.give_up(outstanding.len() as u64, limits.drain);
     }
     tally.end(started.elapsed().max(duration));
-    tally
+    Ok(tally)
 }
 
 fn count<E: Display>(tally: &mut Tally, ended: Result<Ended<E>, JoinError>) {

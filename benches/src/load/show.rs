@@ -26,8 +26,8 @@ pub(super) fn table(tallies: &[Tally]) -> Table {
         let step = tally.step();
         let mut row = vec![number(step.offered_per_s), number(step.achieved_per_s)];
         row.extend([step.requests, step.errors].map(|count| count.to_string()));
-        row.extend([step.p50_ms, step.p90_ms, step.p99_ms, step.p999_ms, step.max_ms, step.mb_per_s].map(number));
-        row.push(number(tally.late_ms(0.99)));
+        let times = [step.p50_ms, step.p90_ms, step.p99_ms, step.p999_ms, step.max_ms];
+        row.extend(times.into_iter().chain([step.mb_per_s, step.late_p99_ms]).map(number));
         table.add_row(row);
     }
     table
@@ -52,7 +52,7 @@ pub(super) fn how(options: &Options, target: &str) -> String {
     };
     format!(
         "Against {target}. Requests were due {arrivals} for {} a rate, over {} connections, after warming. Response times are those \
-         of answered requests. At most {} requests were outstanding; what was due beyond them was refused, which counts as an error.",
+         of answered requests; each is a single DoGet where one server owns all slots. At most {} requests were outstanding; what was due beyond them was refused, which counts as an error.",
         humantime::format_duration(options.duration),
         options.connections,
         options.max_outstanding

@@ -122,6 +122,7 @@ impl Tally {
             p999_ms: self.latency_ms(0.999),
             max_ms: self.latency_ms(1.0),
             mb_per_s: self.bytes as f64 / 1e6 / elapsed_s,
+            late_p99_ms: self.late_ms(0.99),
         }
     }
 }

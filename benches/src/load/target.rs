@@ -124,7 +124,8 @@ async fn serve(options: &Options) -> Result<(Server, String), Box<dyn std::error
 }
 
 fn scan(client: &Client, url: &str, options: &Options) -> ScanBuilder {
-    let mut scan = client.scan(url);
+    // A request is then one call, as it is counted.
+    let mut scan = client.scan(url).in_one_request();
     if let Some(columns) = &options.columns {
         scan = scan.columns(columns);
     }

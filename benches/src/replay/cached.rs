@@ -11,7 +11,7 @@ use flightcache_server::Server;
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::ObjectStore;
 
-use super::side::{Answer, AskError, Read, Side, StoreCounts};
+use super::side::{Answer, AskError, Clients, Read, Side, StoreCounts};
 use crate::place::{self, SOURCE};
 use crate::slow_store::SlowStore;
 
@@ -23,13 +23,16 @@ pub(super) fn owner(url: &str, count: usize) -> usize {
     usize::from(Slot::of(url, Part::Footer).get()) * count / usize::from(SLOT_COUNT)
 }
 
-/// One client of each server.
+/// One client of each server, which connects when it is needed.
 fn clients(locations: &[String]) -> flightcache_proto::Result<Vec<Client>> {
     locations.iter().map(|location| Client::lazy(location)).collect()
 }
 
-/// All requests share the clients, one of each server, with their connections and routes.
+/// Servers, and who connects to them.
 pub struct Cached {
+    locations: Vec<String>,
+    connecting: Clients,
+    /// One of each server: for all requests if they share them, and for what is not measured.
     clients: Vec<Client>,
     /// What stands before an object's name in its URL.
     prefix: String,
@@ -45,19 +48,25 @@ enum Counts {
 
 impl Cached {
     /// Starts `count` servers in this process.
-    pub async fn start(store: Arc<SlowStore>, count: usize, capacity: ByteSize) -> Result<Self, Box<dyn std::error::Error>> {
+    pub async fn start(
+        store: Arc<SlowStore>,
+        count: usize,
+        capacity: ByteSize,
+        connecting: Clients,
+    ) -> Result<Self, Box<dyn std::error::Error>> {
         let mut servers = Vec::with_capacity(count);
         for _ in 0..count {
             servers.push(place::serve(Arc::clone(&store) as Arc<dyn ObjectStore>, capacity).await?);
         }
         let locations: Vec<String> = servers.iter().map(|server| format!("grpc://{}", server.flight_addr())).collect();
         let counts = Counts::Own { servers: Mutex::new(servers), store };
-        Ok(Self { clients: clients(&locations)?, prefix: SOURCE.to_owned(), counts })
+        Ok(Self { clients: clients(&locations)?, locations, connecting, prefix: SOURCE.to_owned(), counts })
     }
 
     /// Uses running servers, which know an object by `prefix` and its name.
-    pub async fn connect(locations: &[String], prefix: String) -> Result<Self, AskError> {
-        let cached = Self { clients: clients(locations)?, prefix, counts: Counts::Running(Mutex::default()) };
+    pub async fn connect(locations: Vec<String>, prefix: String, connecting: Clients) -> Result<Self, AskError> {
+        let counts = Counts::Running(Mutex::default());
+        let cached = Self { clients: clients(&locations)?, locations, connecting, prefix, counts };
         cached.take_counts().await?;
         Ok(cached)
     }
@@ -81,12 +90,17 @@ impl Side for Cached {
 
     async fn ask(&self, read: &Read) -> Result<Answer, AskError> {
         let started = Instant::now();
+        let own = match self.connecting {
+            Clients::PerRequest => Some(clients(&self.locations)?),
+            Clients::Shared => None,
+        };
+        let clients = own.as_ref().unwrap_or(&self.clients);
         let mut answer = Answer::default();
         for object in &read.objects {
-            let url = format!("{}{object}", self.prefix);
-            let owner = owner(&url, self.clients.len());
-            let mut scan = self.clients[owner].scan(url).in_one_request();
-            if let Some(columns) = &read.columns {
+            let url = format!("{}{}", self.prefix, object.name);
+            let owner = owner(&url, clients.len());
+            let mut scan = clients[owner].scan(url).in_one_request();
+            if let Some(columns) = &object.columns {
                 scan = scan.columns(columns.iter().cloned());
             }
             let mut batches = scan.send().await?;

@@ -40,8 +40,8 @@ impl Side for Direct {
         for object in &read.objects {
             // Any name will do.
             let options = ParquetReadOptions { file_extension: "", ..ParquetReadOptions::default() };
-            let mut frame = context.read_parquet(format!("{SOURCE}{object}"), options).await?;
-            if let Some(columns) = &read.columns {
+            let mut frame = context.read_parquet(format!("{SOURCE}{}", object.name), options).await?;
+            if let Some(columns) = &object.columns {
                 frame = frame.select_columns(&columns.iter().map(String::as_str).collect::<Vec<_>>())?;
             }
             let mut batches = frame.execute_stream().await?;

@@ -1,16 +1,8 @@
 //! Why a replay could not be run, or cannot be trusted.
 
-use std::path::PathBuf;
-
 /// An error of `replay`.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
-    #[error("no trace is called {name:?}, and there is no such file; known are {known}")]
-    UnknownTrace { name: String, known: String },
-    #[error("{}: {source}", path.display())]
-    Trace { path: PathBuf, source: flightcache_traces::Error },
-    #[error("{}: {source}", path.display())]
-    TraceFile { path: PathBuf, source: std::io::Error },
     #[error("trace {trace}: it has no requests")]
     Empty { trace: String },
     #[error("trace {trace} reads {url}, which does not lie under {prefix}: say with --url-prefix what stands for --data in it")]
@@ -19,7 +11,7 @@ pub enum ReplayError {
     Absolute { trace: String, url: String },
     #[error(
         "trace {trace} reads {object}, which is not in {data}: {source} (`flightcache-bench generate {data}` makes the files \
-         of the original traces)"
+         of the original traces and of the generated ones)"
     )]
     Missing { trace: String, object: String, data: String, source: Box<object_store::Error> },
     #[error("running servers have their own way to the store, so no distance can be put in front of it: pass --latency 0s{and}")]

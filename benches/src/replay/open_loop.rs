@@ -2,11 +2,19 @@
 
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
-use crate::paced::paced;
+use crate::paced::{Stopped, paced};
+
+/// Why a trace was not played to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum PlayError {
+    #[error("a request gave up: {0}")]
+    GaveUp(#[from] JoinError),
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
 
 /// An answer, and when it was complete.
 #[derive(Debug)]
@@ -21,21 +29,24 @@ pub struct Answered<T> {
 
 /// Asks the requests due at these times, in ascending order, counted from now. Answers come in the order of the requests.
 ///
-/// Fails if a request panicked.
-pub async fn play<T, F>(due: &[Duration], ask: impl Fn(usize) -> F, answered: impl Fn()) -> Result<Vec<Answered<T>>, JoinError>
+/// Fails if a request panicked, or if the clock stopped before all were asked.
+pub async fn play<T, F>(due: &[Duration], ask: impl Fn(usize) -> F, answered: impl Fn()) -> Result<Vec<Answered<T>>, PlayError>
 where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,
 {
     let mut under_way = JoinSet::new();
     let mut answers = Vec::with_capacity(due.len());
-    let mut dues = paced(Instant::now(), due.to_vec().into_iter()).enumerate();
+    let mut dues = paced(Instant::now(), Vec::from(due).into_iter());
+    let mut asked_so_far = 0;
     loop {
         tokio::select! {
             // What is due goes first.
             biased;
             due = dues.next() => {
-                let Some((index, due)) = due else { break };
+                let Some(due) = due? else { break };
+                let index = asked_so_far;
+                asked_so_far += 1;
                 let asked = ask(index);
                 under_way.spawn(async move {
                     let answer = asked.await;
@@ -111,6 +122,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_an_error() {
         let ask = |index| async move { assert_ne!(index, 1, "made to fail") };
-        assert!(play(&[Duration::ZERO, Duration::ZERO], ask, || ()).await.unwrap_err().is_panic());
+        let error = play(&[Duration::ZERO, Duration::ZERO], ask, || ()).await.unwrap_err();
+        assert!(matches!(&error, PlayError::GaveUp(error) if error.is_panic()), "{error}");
     }
 }

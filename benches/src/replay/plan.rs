@@ -1,20 +1,18 @@
 //! What is to be replayed, checked before anything runs.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::BufReader;
-use std::path::Path as FilePath;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flightcache_traces::{Request, Trace, WHOLE_OBJECT, original};
+use flightcache_traces::{Access, Request, Trace, WHOLE_OBJECT};
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 
 use super::error::ReplayError;
-use super::side::Read;
+use super::side::{ObjectRead, Read};
+use crate::workloads::{self, Scale, Workload, WorkloadError, workload};
 
 /// Look-ups under way at a time.
 const LOOKUPS_AT_A_TIME: usize = 16;
@@ -26,8 +24,10 @@ pub struct Schedule {
     /// When each request is due, from the start, at the speed it is played at; ascending.
     pub due: Vec<Duration>,
     pub reads: Vec<Arc<Read>>,
-    /// Whether a request is the first for any of its objects.
-    pub cold: Vec<bool>,
+    /// For each request, those that were the first to read its objects; itself among them if it is.
+    pub firsts: Vec<Vec<usize>>,
+    /// Requests that read some row groups of an object and not others, as far as the trace tells. They are played as reading all.
+    pub partial: usize,
 }
 
 /// Who answers for Flightcache.
@@ -65,43 +65,35 @@ impl FromStr for Servers {
 }
 
 /// The traces with these names or in these files; all original ones if none is named.
-pub fn traces(names: &[String]) -> Result<Vec<(String, Trace)>, ReplayError> {
-    let mut known = original::all().map(|(name, trace)| (name.to_owned(), trace)).to_vec();
+pub fn traces(names: &[String]) -> Result<Vec<Workload>, WorkloadError> {
     if names.is_empty() {
-        return Ok(known);
+        return Ok(workloads::originals());
     }
-    let find = |name: &String| match known.iter_mut().find(|(known, _)| known == name) {
-        Some(trace) => Ok(trace.clone()),
-        None if FilePath::new(name).is_file() => {
-            let path = || FilePath::new(name).to_owned();
-            let file = File::open(name).map_err(|source| ReplayError::TraceFile { path: path(), source })?;
-            let trace = Trace::read(BufReader::new(file)).map_err(|source| ReplayError::Trace { path: path(), source })?;
-            Ok((name.clone(), trace))
-        }
-        None => {
-            let known = original::all().map(|(name, _)| name).join(", ");
-            Err(ReplayError::UnknownTrace { name: name.clone(), known })
-        }
-    };
-    names.iter().map(find).collect()
+    names.iter().map(|name| workload(name, Scale::Files)).collect()
 }
 
 impl Schedule {
     /// `trace` at `speed` times its speed. Objects are named relative to `prefix`, which their URLs start with if they have any.
     pub fn new(name: &str, trace: &Trace, speed: f64, prefix: Option<&str>) -> Result<Self, ReplayError> {
-        let (mut due, mut reads, mut cold) = (Vec::new(), Vec::new(), Vec::new());
-        let mut seen = HashSet::new();
-        for request in trace.requests() {
+        let (mut due, mut reads, mut firsts) = (Vec::new(), Vec::new(), Vec::new());
+        let mut first_of = HashMap::new();
+        // A recorded trace counts from its server's start.
+        let start_us = trace.requests().next().map_or(0, |request| request.at_us);
+        for (index, request) in trace.requests().enumerate() {
             let read = read(name, request, prefix)?;
-            due.push(Duration::from_micros(request.at_us).div_f64(speed));
-            // Not `any`: all of them have been seen now.
-            cold.push(read.objects.iter().filter(|object| seen.insert((*object).clone())).count() > 0);
+            due.push(Duration::from_micros(request.at_us - start_us).div_f64(speed));
+            firsts.push(read.names().map(|object| *first_of.entry(object.to_owned()).or_insert(index)).collect());
             reads.push(Arc::new(read));
         }
         if reads.is_empty() {
             return Err(ReplayError::Empty { trace: name.to_owned() });
         }
-        Ok(Self { trace: name.to_owned(), due, reads, cold })
+        Ok(Self { trace: name.to_owned(), due, reads, firsts, partial: partial(trace) })
+    }
+
+    /// Whether a request is the first for any of its objects.
+    pub fn is_cold(&self, request: usize) -> bool {
+        self.firsts[request].contains(&request)
     }
 
     /// From the first request to the last.
@@ -120,18 +112,40 @@ fn read(trace: &str, request: Request<'_>, prefix: Option<&str>) -> Result<Read,
             prefix: prefix.to_owned(),
         }),
     };
-    let objects = request.urls().into_iter().map(object).collect::<Result<_, _>>()?;
-    let columns = request.columns();
-    let columns = (!columns.contains(&WHOLE_OBJECT)).then(|| columns.into_iter().map(ToOwned::to_owned).collect());
-    Ok(Read { objects, columns })
+    let read = |(url, columns): (&str, Vec<&str>)| {
+        let columns = (!columns.contains(&WHOLE_OBJECT)).then(|| columns.into_iter().map(ToOwned::to_owned).collect());
+        Ok(ObjectRead { name: object(url)?, columns })
+    };
+    Ok(Read { objects: request.objects().into_iter().map(read).collect::<Result<_, _>>()? })
+}
+
+/// Requests that read fewer row groups of an object than it must have, by the last one that any request reads.
+fn partial(trace: &Trace) -> usize {
+    let mut last_of: HashMap<&str, u32> = HashMap::new();
+    for (url, group) in row_groups(&trace.accesses) {
+        let last = last_of.entry(url).or_default();
+        *last = group.max(*last);
+    }
+    let is_partial = |request: &Request<'_>| {
+        let mut read: HashMap<&str, HashSet<u32>> = HashMap::new();
+        for (url, group) in row_groups(request.accesses) {
+            read.entry(url).or_default().insert(group);
+        }
+        read.iter().any(|(url, groups)| groups.len() as u64 <= u64::from(last_of[url]))
+    };
+    trace.requests().filter(is_partial).count()
+}
+
+fn row_groups(accesses: &[Access]) -> impl Iterator<Item = (&str, u32)> {
+    accesses.iter().filter_map(|access| Some((access.url.as_str(), access.row_group?)))
 }
 
 /// All objects that the schedules read, once each; fails if one is not in the store.
 pub async fn objects(schedules: &[Schedule], store: &Arc<dyn ObjectStore>, data: &str) -> Result<Vec<String>, ReplayError> {
     let mut needed = HashMap::new();
     for schedule in schedules {
-        for object in schedule.reads.iter().flat_map(|read| &read.objects) {
-            needed.entry(object.clone()).or_insert_with(|| schedule.trace.clone());
+        for object in schedule.reads.iter().flat_map(|read| read.names()) {
+            needed.entry(object.to_owned()).or_insert_with(|| schedule.trace.clone());
         }
     }
     let look_up = |(object, trace): (String, String)| async move {

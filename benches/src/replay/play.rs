@@ -8,7 +8,7 @@ use super::error::ReplayError;
 use super::open_loop;
 use super::plan::Schedule;
 use super::side::{Side, StoreCounts};
-use super::statistics::{self, Sample};
+use super::statistics::{self, Kind, Sample};
 use crate::report::Replay;
 
 /// Disagreements that are told.
@@ -58,18 +58,23 @@ pub async fn trace(
     let mut measured: Vec<(Vec<Sample>, StoreCounts)> = vec![Default::default(); sides.len()];
     for round in 0..usize::from(rounds) {
         let mut rows: Rows = vec![None; schedule.reads.len()];
+        let mut of_round: Vec<Vec<Sample>> = vec![Vec::new(); sides.len()];
         for turn in 0..sides.len() {
             let at = (round + turn) % sides.len();
-            let (side, (samples, counts)) = (&sides[at], &mut measured[at]);
+            let (side, (_, counts)) = (&sides[at], &mut measured[at]);
             side.empty(objects).await?;
             // What came before is not the trace's.
             side.take_counts().await?;
-            samples.extend(one_side(schedule, side, &mut rows, problems).await?);
+            of_round[at] = one_side(schedule, side, &mut rows, problems).await?;
             let now = side.take_counts().await?;
             counts.requests += now.requests;
             counts.bytes += now.bytes;
             // The next side gets the memory.
             side.empty(objects).await?;
+        }
+        statistics::tell_joined(&schedule.firsts, &mut of_round);
+        for ((samples, _), of_side) in measured.iter_mut().zip(of_round) {
+            samples.extend(of_side);
         }
     }
     let figures = sides.iter().zip(&measured).map(|(side, (samples, counts))| statistics::side(side.name(), samples, *counts));
@@ -79,6 +84,7 @@ pub async fn trace(
     Ok(Replay { trace: schedule.trace.clone(), requests, span_s: schedule.span().as_secs_f64(), sides })
 }
 
+/// A sample of each request, in order.
 async fn one_side(
     schedule: &Schedule,
     side: &Arc<dyn Side>,
@@ -99,13 +105,8 @@ async fn one_side(
     for answered in answers {
         let index = answered.index;
         let request = || {
-            format!(
-                "trace {}, request {} ({}), {}",
-                schedule.trace,
-                index + 1,
-                schedule.reads[index].objects.join(", "),
-                side.name()
-            )
+            let names: Vec<&str> = schedule.reads[index].names().collect();
+            format!("trace {}, request {} ({}), {}", schedule.trace, index + 1, names.join(", "), side.name())
         };
         let answer = match answered.answer {
             Ok(answer) => {
@@ -120,7 +121,8 @@ async fn one_side(
                 None
             }
         };
-        samples.push(Sample { due: schedule.due[index], response: answered.response, cold: schedule.cold[index], answer });
+        let kind = if schedule.is_cold(index) { Kind::Cold } else { Kind::Repeat };
+        samples.push(Sample { due: schedule.due[index], response: answered.response, kind, answer });
     }
     Ok(samples)
 }

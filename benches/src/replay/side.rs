@@ -3,17 +3,40 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use clap::ValueEnum;
 use datafusion::error::DataFusionError;
 use parquet::errors::ParquetError;
 use tokio::task::JoinError;
 
-/// What a request reads.
+/// What a request reads: objects, one after another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Read {
-    /// Names of objects, relative to where the data lies. They are read one after another.
-    pub objects: Vec<String>,
-    /// The columns; `None` for all.
+    pub objects: Vec<ObjectRead>,
+}
+
+/// What a request reads of one object: columns, of all its rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObjectRead {
+    /// Relative to where the data lies.
+    pub name: String,
+    /// `None` for all.
     pub columns: Option<Vec<String>>,
+}
+
+impl Read {
+    /// The names of its objects, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.objects.iter().map(|object| object.name.as_str())
+    }
+}
+
+/// Who opens the connections to a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Clients {
+    /// Each request, with a client of its own, as in the original measurements.
+    PerRequest,
+    /// All requests together: one client of each server.
+    Shared,
 }
 
 /// What a request got, and where its time went. The stages do not overlap.

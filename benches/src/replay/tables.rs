@@ -43,22 +43,29 @@ pub fn sides(replay: &Replay) -> Table {
     table
 }
 
-/// The first request for each object apart from all others, and how many times faster Flightcache is.
-pub fn cold_and_repeat(replay: &Replay) -> Table {
+/// Requests by what a cache can have known of their objects, and how many times faster Flightcache is.
+pub fn by_kind(replay: &Replay) -> Table {
     let mut header = vec!["requests for an object".to_owned()];
     header.extend(replay.sides.iter().map(|side| side.name.clone()));
     let own = replay.sides.iter().find(|side| side.name == "flightcache");
     let others: Vec<&Side> = replay.sides.iter().filter(|side| own.is_some() && side.name != "flightcache").collect();
     header.extend(others.iter().map(|side| format!("{} / flightcache", side.name)));
     let mut table = table(header);
-    for (kind, is_cold) in [("cold: the first", true), ("repeat: all later ones", false)] {
-        let time = |side: &Side| if is_cold { side.cold_ms } else { side.repeat_ms };
+    let kinds: [(&str, MeanOfSide); 3] = [
+        ("cold: the first", |side| side.cold_ms),
+        ("joined: while the first was under way", |side| side.joined_ms),
+        ("repeat: all after that", |side| side.repeat_ms),
+    ];
+    for (kind, time) in kinds {
         let times_of = replay.sides.iter().map(|side| time(side).map_or(NONE.to_owned(), ms));
         let ratios = others.iter().map(|side| times(ratio(time(side), own.and_then(time))));
         table.add_row([kind.to_owned()].into_iter().chain(times_of).chain(ratios));
     }
     table
 }
+
+/// A mean that a side may not have.
+type MeanOfSide = fn(&Side) -> Option<f64>;
 
 const NONE: &str = "–";
 
@@ -86,17 +93,24 @@ mod tests {
 
     #[test]
     fn ratios_are_of_the_others_to_flightcache() {
-        let side = |name: &str, cold_ms, repeat_ms| Side { name: name.into(), cold_ms, repeat_ms, ..Side::default() };
+        let side = |name: &str, [cold_ms, joined_ms, repeat_ms]: [Option<f64>; 3]| Side {
+            name: name.into(),
+            cold_ms,
+            joined_ms,
+            repeat_ms,
+            ..Side::default()
+        };
         let sides = vec![
-            side("direct", Some(30.0), Some(40.0)),
-            side("whole-file cache", Some(45.0), None),
-            side("flightcache", Some(20.0), Some(5.0)),
+            side("direct", [Some(30.0), None, Some(40.0)]),
+            side("whole-file cache", [Some(45.0), Some(12.0), None]),
+            side("flightcache", [Some(20.0), Some(6.0), Some(5.0)]),
         ];
         let replay = Replay { trace: "t".into(), requests: 4, span_s: 1.0, sides };
-        let text = cold_and_repeat(&replay).to_string();
+        let text = by_kind(&replay).to_string();
         let row =
             |kind: &str| text.lines().find(|line| line.contains(kind)).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
         assert_eq!(row("cold"), "cold: the first 30.0 45.0 20.0 1.50× 2.25×");
-        assert_eq!(row("repeat"), "repeat: all later ones 40.0 – 5.0 8.00× –");
+        assert_eq!(row("joined"), "joined: while the first was under way – 12.0 6.0 – 2.00×");
+        assert_eq!(row("repeat"), "repeat: all after that 40.0 – 5.0 8.00× –");
     }
 }

@@ -15,7 +15,7 @@ struct Cli {
     options: Options,
 }
 
-fn options(args: &[&str]) -> Result<Options, clap::Error> {
+pub(super) fn options(args: &[&str]) -> Result<Options, clap::Error> {
     Ok(Cli::try_parse_from([&["replay"], args].concat())?.options)
 }
 
@@ -32,6 +32,16 @@ async fn data(trace: &Trace) -> (TempDir, String, String) {
 
 fn whole(at_ms: u64, request: u64, url: &str) -> Access {
     Access::whole_object(at_ms * 1_000, request, url, 1, 1)
+}
+
+/// Columns of a row group.
+fn part(request: u64, url: &str, row_group: u32, columns: &[&str]) -> Access {
+    Access {
+        row_group: Some(row_group),
+        columns: columns.iter().map(ToString::to_string).collect(),
+        bytes: vec![1; columns.len()],
+        ..whole(0, request, url)
+    }
 }
 
 /// Times far enough apart that a repeat comes after what it repeats.
@@ -85,17 +95,11 @@ async fn repeats_hit_and_ask_the_store_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn columns_urls_and_requests_for_several_objects_are_played() {
-    let part = |request, url: &str, columns: &[&str]| Access {
-        row_group: Some(0),
-        columns: columns.iter().map(ToString::to_string).collect(),
-        bytes: vec![1; columns.len()],
-        ..whole(0, request, url)
-    };
     let trace = Trace {
         accesses: vec![
-            part(1, "s3://lake/t/1.parquet", &["3", "7"]),
-            part(2, "s3://lake/t/2.parquet", &["3"]),
-            part(2, "s3://lake/t/12.parquet", &["5"]),
+            part(1, "s3://lake/t/1.parquet", 0, &["3", "7"]),
+            part(2, "s3://lake/t/2.parquet", 0, &["3"]),
+            part(2, "s3://lake/t/12.parquet", 0, &["5"]),
         ],
     };
     let (_directory, place, path) = data(&trace).await;
@@ -104,7 +108,7 @@ async fn columns_urls_and_requests_for_several_objects_are_played() {
     let sides = &report.replays[0].sides;
     assert_eq!(report.replays[0].requests, 4);
     assert!(sides.iter().all(|side| side.errors == 0 && side.responses.len() == 4 && side.repeat_ms.is_none()), "{sides:?}");
-    assert_eq!(sides[2].misses, 2 * (2 + 2 + 2), "two columns of the first file, and of each of the others");
+    assert_eq!(sides[2].misses, 2 * (2 + 1 + 1), "of each file the columns that were read of it");
 
     let wrong = |prefix: &'static str| replay_error([&args[..4], &["--url-prefix", prefix]].concat());
     let error = wrong("s3://other/").await;
@@ -129,11 +133,18 @@ async fn running_servers_are_asked_under_their_own_urls() {
     assert!(error.contains("--latency 0s"), "{error}");
     let error = run_with(&["--latency", "0s"]).await.unwrap_err().to_string();
     assert!(error.contains("--url-prefix"), "{error}");
-    run_with(&["--latency", "0s", "--url-prefix", place::SOURCE, "--sides", "flightcache"]).await.unwrap();
-    let report: Report = serde_json::from_slice(&std::fs::read(json.path()).unwrap()).unwrap();
-    let own = &report.replays[0].sides[0];
-    assert_eq!((own.hits, own.misses, own.errors), (40, 40, 0));
-    assert!(own.store_bytes > 0 && own.store_requests > 0);
+    for (more, names) in [
+        (&["--clients", "shared"][..], &["direct", "flightcache"][..]),
+        (&["--sides", "flightcache,whole-file,flightcache"], &["whole-file cache", "flightcache"]),
+    ] {
+        run_with(&[&["--latency", "0s", "--url-prefix", place::SOURCE], more].concat()).await.unwrap();
+        let report: Report = serde_json::from_slice(&std::fs::read(json.path()).unwrap()).unwrap();
+        let sides = &report.replays[0].sides;
+        assert_eq!(sides.iter().map(|side| side.name.as_str()).collect::<Vec<_>>(), names);
+        let own = &sides[1];
+        assert_eq!((own.hits, own.misses, own.errors), (40, 40, 0));
+        assert!(own.store_bytes > 0 && own.store_requests > 0);
+    }
     server.shutdown().await;
 }
 
@@ -156,13 +167,17 @@ async fn wrong_arguments_are_named_before_anything_runs() {
     let (_directory, place, _) = data(&Trace::default()).await;
     let of = |trace: &'static str| replay_error(vec!["--data", place.as_str(), "--trace", trace]);
     let error = of("2m").await;
-    assert!(error.contains("\"2m\"") && error.contains("1m, 100m, parallel, serial, repeat"), "{error}");
+    assert!(error.contains("'2m'") && error.contains("1m, 100m, parallel, serial, repeat, zipf"), "{error}");
     std::fs::remove_file(format!("{place}/16.parquet")).unwrap();
     let error = of("100m").await;
     assert!(error.contains("16.parquet") && error.contains("generate") && error.contains(&place), "{error}");
     for (wrong, hint) in [
         (&["--sides", "direct,none"][..], "whole-file"),
-        (&["--speed", "0"], "above 0"),
+        (&["--speed", "0"], "from 0.001 to 1000000"),
+        (&["--speed", "1e-320"], "from 0.001 to 1000000"),
+        (&["--speed", "inf"], "from 0.001 to 1000000"),
+        (&["--speed", "NaN"], "from 0.001 to 1000000"),
+        (&["--clients", "one"], "per-request"),
         (&["--rounds", "0"], "1.."),
         (&["--servers", "0"], "at least one"),
         (&["--servers", "localhost:50051"], "grpc://"),
@@ -172,6 +187,19 @@ async fn wrong_arguments_are_named_before_anything_runs() {
     }
     let empty = format!("{place}/trace.jsonl");
     assert!(replay_error(vec!["--data", &place, "--trace", &empty]).await.contains("no requests"));
+    let (missing, page) = (format!("{place}/20.parquet"), format!("{place}/none/report.html"));
+    let error = replay_error(vec!["--data", &missing, "--html", &page]).await;
+    assert!(error.starts_with("cannot write to") && error.contains("none/report.html"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn generated_traces_are_played_on_the_files_that_generate_makes() {
+    let (_directory, place, _) = data(&Trace::default()).await;
+    let report =
+        replay(&["--data", &place, "--trace", "zipf", "bursts", "--speed", "100", "--sides", "flightcache"]).await.unwrap();
+    let played: Vec<_> =
+        report.replays.iter().map(|replay| (replay.trace.as_str(), replay.requests, replay.sides[0].errors)).collect();
+    assert_eq!(played, [("zipf", 120, 0), ("bursts", 120, 0)]);
 }
 
 #[test]
@@ -179,10 +207,59 @@ fn a_schedule_knows_what_is_cold() {
     let trace =
         Trace { accesses: vec![whole(0, 1, "a"), whole(50, 2, "a"), whole(100, 3, "a"), whole(100, 3, "b"), whole(150, 4, "b")] };
     let schedule = Schedule::new("t", &trace, 2.0, None).unwrap();
-    assert_eq!(schedule.cold, [true, false, true, false]);
+    assert_eq!(schedule.firsts, [vec![0], vec![0], vec![0, 2], vec![2]]);
+    assert_eq!([0, 1, 2, 3].map(|request| schedule.is_cold(request)), [true, false, true, false]);
     assert_eq!(schedule.due, [0, 25, 50, 75].map(Duration::from_millis));
     assert_eq!(schedule.span(), Duration::from_millis(75));
-    assert_eq!(schedule.reads[2].objects, ["a", "b"]);
-    assert_eq!(schedule.reads[0].columns, None);
+    assert_eq!(schedule.reads[2].names().collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(schedule.reads[0].objects[0].columns, None);
     assert_eq!(trace.accesses[0].columns, [WHOLE_OBJECT]);
+    assert_eq!(schedule.partial, 0);
+}
+
+#[test]
+fn the_first_request_is_due_at_once_whenever_it_was_recorded() {
+    // Recording began an hour before.
+    let hour_ms = 3_600_000;
+    let trace = Trace { accesses: vec![whole(hour_ms, 1, "a"), whole(hour_ms + 40, 2, "a"), whole(hour_ms + 100, 3, "b")] };
+    let schedule = Schedule::new("t", &trace, 2.0, None).unwrap();
+    assert_eq!(schedule.due, [0, 20, 50].map(Duration::from_millis));
+    assert_eq!(schedule.span(), Duration::from_millis(50));
+}
+
+#[test]
+fn each_object_has_the_columns_that_were_read_of_it() {
+    let accesses = vec![
+        part(1, "old", 0, &["a"]),
+        part(1, "new", 0, &["a", "added"]),
+        part(1, "old", 1, &["b", "a"]),
+        part(1, "count", 0, &[]),
+        whole(0, 1, "all"),
+    ];
+    let schedule = Schedule::new("t", &Trace { accesses }, 1.0, None).unwrap();
+    let read: Vec<_> = schedule.reads[0]
+        .objects
+        .iter()
+        .map(|object| (object.name.as_str(), object.columns.as_deref().map(|c| c.join(" "))))
+        .collect();
+    let some = |columns: &str| Some(columns.to_owned());
+    assert_eq!(read, [("old", some("a b")), ("new", some("a added")), ("count", some("")), ("all", None)]);
+}
+
+#[test]
+fn a_request_for_fewer_row_groups_than_another_one_is_partial() {
+    let accesses = vec![
+        part(1, "a", 0, &["x"]),
+        part(1, "a", 1, &["x"]),
+        part(2, "a", 1, &["x"]),
+        part(3, "a", 0, &["x"]),
+        part(3, "a", 1, &["x"]),
+        part(3, "b", 1, &["x"]),
+        part(4, "c", 0, &["x"]),
+        whole(0, 5, "a"),
+    ];
+    let schedule = Schedule::new("t", &Trace { accesses }, 1.0, None).unwrap();
+    assert_eq!((schedule.reads.len(), schedule.partial), (5, 2), "the second, and the third for b");
+    let notes = options(&["--data", "s3://b/"]).unwrap().notes(&[schedule]);
+    assert!(notes.last().unwrap().starts_with("Warning: at least 2 of the 5 requests of t"), "{notes:?}");
 }

@@ -21,26 +21,40 @@ use reqwest::{Client, Response};
 use url::Url;
 
 use self::server::{FETCH_HEADER, HIT_HEADER, Nodes};
-use super::side::{Answer, AskError, Read, Side, StoreCounts};
+use super::side::{Answer, AskError, Clients, Read, Side, StoreCounts};
 use crate::slow_store::SlowStore;
 
 /// Rows of a batch, as `DataFusion` and Flightcache have them.
 const BATCH_ROWS: usize = 8_192;
 
-/// All requests share the HTTP client with its connections; each looks up its routes, as the predecessor's did.
+/// Each request looks up its routes first, as the predecessor's did.
 #[derive(Debug)]
 pub struct WholeFile {
-    client: Client,
+    /// The one that all requests share, if they do.
+    shared: Option<Client>,
     nodes: Nodes,
     store: Arc<SlowStore>,
 }
 
 impl WholeFile {
     /// Starts `count` nodes in this process, each with this capacity.
-    pub async fn start(store: Arc<SlowStore>, count: usize, capacity: ByteSize) -> Result<Self, Box<dyn std::error::Error>> {
-        let client = Client::builder().no_proxy().build()?;
-        Ok(Self { client, nodes: Nodes::start(&store, count, capacity.as_u64()).await?, store })
+    pub async fn start(
+        store: Arc<SlowStore>,
+        count: usize,
+        capacity: ByteSize,
+        connecting: Clients,
+    ) -> Result<Self, Box<dyn std::error::Error>> {
+        let shared = match connecting {
+            Clients::PerRequest => None,
+            Clients::Shared => Some(client()?),
+        };
+        Ok(Self { shared, nodes: Nodes::start(&store, count, capacity.as_u64()).await?, store })
     }
+}
+
+/// No proxy and no root certificates, which take milliseconds to read: there is no TLS on the loopback.
+fn client() -> reqwest::Result<Client> {
+    Client::builder().no_proxy().tls_built_in_root_certs(false).build()
 }
 
 #[async_trait]
@@ -51,16 +65,17 @@ impl Side for WholeFile {
 
     async fn ask(&self, read: &Read) -> Result<Answer, AskError> {
         let mut answer = Answer::default();
+        let client = self.shared.clone().map_or_else(client, Ok)?;
         for object in &read.objects {
             let started = Instant::now();
-            let owner = get(&self.client, url(self.nodes.seed(), "route", object)?).await?.text().await?;
-            let response = get(&self.client, url(&owner, "objects", object)?).await?;
+            let owner = get(&client, url(self.nodes.seed(), "route", &object.name)?).await?.text().await?;
+            let response = get(&client, url(&owner, "objects", &object.name)?).await?;
             let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()?.parse().ok());
             let fetch = Duration::from_micros(header(FETCH_HEADER).unwrap_or_default());
             let hit = header(HIT_HEADER).unwrap_or_default().min(1);
             let file = response.bytes().await?;
             let exchange = started.elapsed();
-            let columns = read.columns.clone();
+            let columns = object.columns.clone();
             let (rows, decode) = tokio::task::spawn_blocking(move || decode(file, columns.as_deref())).await??;
             answer.rows += rows;
             answer.fetch += fetch;

@@ -48,7 +48,8 @@ fn replay_section(replays: &[Replay]) -> Rendered {
             h2 { "Replay" }
             p {
                 "Each trace was replayed against each side. The fastest side of a trace is in bold. Cold: the first request for "
-                "each object; repeat: all others."
+                "each object; joined: requests that were due while the first was under way, on the side that took longest for "
+                "it; repeat: all after that."
             }
             (replay_table(replays))
             @for replay in replays {
@@ -84,7 +85,7 @@ fn replay_table(replays: &[Replay]) -> Markup {
             thead {
                 tr {
                     th.name rowspan="2" scope="col" { "side" }
-                    th.group colspan="5" scope="colgroup" { "response, ms" }
+                    th.group colspan="6" scope="colgroup" { "response, ms" }
                     th.group colspan="3" scope="colgroup" { "stage means, ms" }
                     th rowspan="2" scope="col" { "hits" }
                     th.group colspan="2" scope="colgroup" { "from S3" }
@@ -92,7 +93,7 @@ fn replay_table(replays: &[Replay]) -> Markup {
                     th rowspan="2" scope="col" { "ratio to direct" }
                 }
                 tr {
-                    @for name in ["average", "p50", "p99", "cold", "repeat", "file fetch", "decoding", "server", "bytes", "requests"] {
+                    @for name in ["average", "p50", "p99", "cold", "joined", "repeat", "file fetch", "decoding", "server", "bytes", "requests"] {
                         th scope="col" { (name) }
                     }
                 }
@@ -100,7 +101,7 @@ fn replay_table(replays: &[Replay]) -> Markup {
             @for replay in replays {
                 @let best = fastest(replay);
                 tbody {
-                    tr.trace { th.name colspan="14" scope="rowgroup" {
+                    tr.trace { th.name colspan="15" scope="rowgroup" {
                         (replay.trace) span.muted { " · " (count(replay.requests)) " requests in " (number(replay.span_s)) " s" }
                     } }
                     @for (index, side) in replay.sides.iter().enumerate() {
@@ -260,6 +261,7 @@ fn load_table(load: &Load) -> Markup {
                     th rowspan="2" scope="col" { "errors" }
                     th.group colspan="5" scope="colgroup" { "response, ms" }
                     th rowspan="2" scope="col" { "MB/s" }
+                    th rowspan="2" scope="col" { "sent late, p99 ms" }
                 }
                 tr { @for name in ["offered", "achieved", "p50", "p90", "p99", "p99.9", "max"] { th scope="col" { (name) } } }
             }
@@ -272,6 +274,7 @@ fn load_table(load: &Load) -> Markup {
                         (errors(step.errors))
                         @for time in [step.p50_ms, step.p90_ms, step.p99_ms, step.p999_ms, step.max_ms] { td { (number(time)) } }
                         td { (number(step.mb_per_s)) }
+                        td { (number(step.late_p99_ms)) }
                     }
                 }
             }
@@ -279,9 +282,9 @@ fn load_table(load: &Load) -> Markup {
     }
 }
 
-fn response_times(side: &Side) -> [f64; 5] {
-    let [cold_ms, repeat_ms] = [side.cold_ms, side.repeat_ms].map(|time| time.unwrap_or(f64::NAN));
-    [side.mean_ms, side.p50_ms, side.p99_ms, cold_ms, repeat_ms]
+fn response_times(side: &Side) -> [f64; 6] {
+    let [cold_ms, joined_ms, repeat_ms] = [side.cold_ms, side.joined_ms, side.repeat_ms].map(|time| time.unwrap_or(f64::NAN));
+    [side.mean_ms, side.p50_ms, side.p99_ms, cold_ms, joined_ms, repeat_ms]
 }
 
 fn errors(errors: u64) -> Markup {

@@ -48,6 +48,7 @@ fn load(steps: impl IntoIterator<Item = (f64, f64)>) -> Report {
         p999_ms: time,
         max_ms: time,
         mb_per_s: time,
+        late_p99_ms: time,
         ..LoadStep::default()
     };
     let steps = steps.into_iter().map(step).collect();
@@ -168,8 +169,24 @@ fn a_name_keeps_its_line_style_in_every_trace() {
 }
 
 #[test]
+fn a_kind_of_request_that_did_not_occur_is_a_dash_and_none_in_json() {
+    let kinds = Side { cold_ms: Some(41.0), joined_ms: None, repeat_ms: Some(7.0), ..side("direct", 5.0, Vec::new()) };
+    let report = replay("t", vec![kinds]);
+    let html = page(&report);
+    let row = &html[html.find("scope=\"row\">direct").unwrap()..];
+    let cells: Vec<&str> = row.split("<td>").skip(4).take(3).filter_map(|cell| cell.split("</td>").next()).collect();
+    assert_eq!(cells, ["41.0", "–", "7.00"]);
+    let json = serde_json::to_value(&report).unwrap();
+    assert!(json["replays"][0]["sides"][0]["joined_ms"].is_null());
+}
+
+#[test]
 fn a_report_survives_json() {
     let report = replay("t", vec![side("direct", 5.0, vec![response(0.5, 5.25)])]);
     let json = serde_json::to_string(&report).unwrap();
     assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
+    // One of before requests were told apart in three, and lateness was kept.
+    let mut before = serde_json::to_value(&report).unwrap();
+    before["replays"][0]["sides"][0].as_object_mut().unwrap().remove("joined_ms");
+    assert_eq!(serde_json::from_value::<Report>(before).unwrap(), report);
 }

@@ -117,10 +117,10 @@ fn a_scan_spares_what_was_used_twice() {
 #[test]
 fn the_known_traces_are_what_they_say() {
     for (name, requests, objects) in [("serial", 16, 8), ("rounds", 40_000, 2_000)] {
-        let Workload { trace, .. } = workload(name).unwrap();
+        let Workload { trace, .. } = workload(name, Scale::Simulated).unwrap();
         assert_eq!((trace.requests().count(), SegmentedLru::slots(&trace).len()), (requests, objects), "{name}");
     }
-    let Workload { trace, .. } = workload("shift").unwrap();
+    let Workload { trace, .. } = workload("shift", Scale::Simulated).unwrap();
     assert!(trace.accesses.is_sorted_by_key(|access| access.at_us));
     assert_eq!(trace.requests().count(), 40_000);
 }
@@ -128,7 +128,7 @@ fn the_known_traces_are_what_they_say() {
 #[test]
 fn it_stays_near_lru_and_gains_where_scans_are() {
     let above_lru = |name: &str, percents: &[f64]| {
-        let simulation = measure(name.to_owned(), &workload(name).unwrap().trace, percents, &[0.8]);
+        let simulation = measure(name.to_owned(), &workload(name, Scale::Simulated).unwrap().trace, percents, &[0.8]);
         let points = simulation.points.chunks(3).map(|point| (point[1].hit_rate_by_bytes - point[0].hit_rate_by_bytes) * 100.0);
         points.collect::<Vec<_>>()
     };
@@ -150,17 +150,20 @@ fn traces_come_from_files_too() {
     let path = file.path().to_str().unwrap().to_owned();
     let trace = random_trace(1, 10, &[1, 2]);
     trace.write(&mut file).unwrap();
-    assert_eq!(workload(&path).unwrap().trace, trace);
+    assert_eq!(workload(&path, Scale::Simulated).unwrap().trace, trace);
 
     std::fs::write(&path, format!("{}\nnonsense\n", trace.accesses[0].to_line().unwrap())).unwrap();
-    let error = workload(&path).err().unwrap().to_string();
+    let error = workload(&path, Scale::Simulated).err().unwrap().to_string();
     assert!(error.starts_with(&format!("{path}: trace line 2: ")), "{error}");
 
-    let error = workload("zipfian").err().unwrap().to_string();
-    assert!(error.contains("'zipfian'") && error.contains("serial, repeat, zipf, scan-mix, hot-scan, shift, rounds"), "{error}");
+    let error = workload("zipfian", Scale::Simulated).err().unwrap().to_string();
+    assert!(
+        error.contains("'zipfian'") && error.contains("serial, repeat, zipf, scan-mix, hot-scan, shift, rounds, bursts"),
+        "{error}"
+    );
 
     let directory = tempfile::tempdir().unwrap();
-    let error = workload(directory.path().to_str().unwrap()).err().unwrap().to_string();
+    let error = workload(directory.path().to_str().unwrap(), Scale::Simulated).err().unwrap().to_string();
     assert!(error.contains("directory"), "{error}");
 }
 

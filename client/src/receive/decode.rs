@@ -51,14 +51,14 @@ impl Decoder {
             MessageHeader::DictionaryBatch => {
                 let schema = self.schema.as_ref().ok_or("a dictionary came before the schema")?;
                 let batch = message.header_as_dictionary_batch().ok_or("a dictionary is missing")?;
-                within(batch.data().ok_or("a dictionary has no values")?, body.len())?;
+                check(batch.data().ok_or("a dictionary has no values")?, body.len())?;
                 read_dictionary(body, batch, schema, &mut self.dictionaries, &message.version()).map_err(|e| e.to_string())?;
                 Ok(Payload::Nothing)
             }
             MessageHeader::RecordBatch => {
                 let schema = self.schema.as_ref().ok_or("a batch came before the schema")?;
                 let batch = message.header_as_record_batch().ok_or("a batch is missing")?;
-                within(batch, body.len())?;
+                check(batch, body.len())?;
                 let version = message.version();
                 let batch = RecordBatchDecoder::try_new(body, batch, Arc::clone(schema), &self.dictionaries, &version)
                     .and_then(RecordBatchDecoder::read_record_batch);
@@ -69,8 +69,12 @@ impl Decoder {
     }
 }
 
-/// Checks that what a batch shows lies within its body: the commonest of what the readers take on trust.
-fn within(batch: ipc::RecordBatch<'_>, body_bytes: usize) -> Result<(), String> {
+/// Checks the commonest of what the readers take on trust: that what a batch shows lies within its body, and that no buffer says
+/// how long it will be once it is decompressed.
+fn check(batch: ipc::RecordBatch<'_>, body_bytes: usize) -> Result<(), String> {
+    if batch.compression().is_some() {
+        return Err("a batch is compressed, which was not asked for".to_owned());
+    }
     let is_within = |buffer: &ipc::Buffer| {
         let (offset, length) = (u64::try_from(buffer.offset()).ok()?, u64::try_from(buffer.length()).ok()?);
         (offset.checked_add(length)? <= body_bytes as u64).then_some(())

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! tonic would copy every byte into a buffer of its own, from which the Flight decoder copies it again to align it; here a body
-//! is copied once, to where its columns stay.
+//! that comes whole and aligned stays where it is, and any other is copied once, to where its columns stay.
 
 mod assemble;
 mod decode;

@@ -152,6 +152,10 @@ async fn ticket(body: Incoming) -> Result<Bytes> {
     Ok(ticket.ticket)
 }
 
+fn gave_up() -> Error {
+    Error::internal("the scan gave up; the server's log says why")
+}
+
 /// Plans a ticket's scan and opens its stream. The meter goes on counting while the stream is read.
 async fn open(engine: &Arc<Engine>, ticket: &[u8], meter: &Arc<ScanMeter>) -> Result<BoxStream<'static, Result<Message>>> {
     let started_at = Instant::now();
@@ -160,6 +164,8 @@ async fn open(engine: &Arc<Engine>, ticket: &[u8], meter: &Arc<ScanMeter>) -> Re
         Ticket::Share(share) => (share.scan.clone(), Some(share)),
     };
     let plan = Arc::new(engine.plan(request, share, meter).await?);
+    // Before there is an ending: each failure is counted by the ending or by the caller.
+    let mut encoder = Encoder::new(&plan.schema)?;
     let metrics = Arc::clone(engine.metrics());
     metrics.active_scans.inc();
     let ending = Ending {
@@ -169,7 +175,6 @@ async fn open(engine: &Arc<Engine>, ticket: &[u8], meter: &Arc<ScanMeter>) -> Re
         started_at,
         outcome: Some(ErrorKind::Cancelled),
     };
-    let mut encoder = Encoder::new(&plan.schema)?;
     let mut batches = Box::pin(engine.execute(plan, Arc::clone(meter)));
     let meter = Arc::clone(meter);
     let frames = async_stream::stream! {
@@ -178,19 +183,20 @@ async fn open(engine: &Arc<Engine>, ticket: &[u8], meter: &Arc<ScanMeter>) -> Re
         yield Ok(encoder.schema().into_message(b"", None));
         let mut is_first = true;
         loop {
-            // A panic must reach the client as an error, not as a stream that was reset.
-            let batch = match std::panic::AssertUnwindSafe(batches.next()).catch_unwind().await {
-                Ok(Some(batch)) => batch,
-                Ok(None) => break,
-                Err(_) => Err(Error::internal("the scan gave up; the server's log says why")),
+            let next = async {
+                let batch = batches.next().await?;
+                let started = Instant::now();
+                let encoded = batch.and_then(|batch| Ok((batch.rows.num_rows() as u64, encoder.batch(&batch.rows)?, batch.held)));
+                add_time(&meter.encode_us, started.elapsed());
+                metrics.encode_seconds.observe(started.elapsed().as_secs_f64());
+                Some(encoded)
             };
-            let started = Instant::now();
-            let encoded = batch.and_then(|batch| Ok((batch.rows.num_rows() as u64, encoder.batch(&batch.rows)?, batch.held)));
-            add_time(&meter.encode_us, started.elapsed());
-            metrics.encode_seconds.observe(started.elapsed().as_secs_f64());
-            let (rows, frames, held) = match encoded {
-                Ok(encoded) => encoded,
-                Err(error) => {
+            // A panic must reach the client as an error, not as a stream that was reset.
+            let next = std::panic::AssertUnwindSafe(next).catch_unwind().await;
+            let (rows, frames, held) = match next.unwrap_or_else(|_| Some(Err(gave_up()))) {
+                None => break,
+                Some(Ok(encoded)) => encoded,
+                Some(Err(error)) => {
                     ending.outcome = Some(error.kind);
                     yield Err(error);
                     return;

@@ -29,6 +29,8 @@ use crate::scan::Engine;
 const DO_GET_PATH: &str = "/arrow.flight.protocol.FlightService/DoGet";
 /// A peer that does not answer a ping within twice this is taken for gone.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// Requests of one connection under way at a time: many a client sends all of its own over one.
+const MAX_CONCURRENT_STREAMS: u32 = 1024;
 
 type AnyBody = UnsyncBoxBody<Message, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -119,6 +121,7 @@ where
 {
     let mut http = http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE_INTERVAL).keep_alive_timeout(KEEP_ALIVE_INTERVAL);
+    http.max_concurrent_streams(MAX_CONCURRENT_STREAMS);
     let mut serving = pin!(http.serve_connection(TokioIo::new(stream), port));
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 use bytes::Bytes;
 use flightcache::ErrorKind;
+use parquet::arrow::ArrowWriter;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader, ParquetMetaDataWriter};
 
 use crate::support::{Cache, file};
@@ -116,5 +118,21 @@ async fn one_row_a_hundred_thousand_times() {
     assert!(largest <= (8 << 20) / 3_000, "300 MB in one batch of {largest} rows");
     let few = cache.client.scan(URL).rows([7, 7, 3]).limit(2).filter("s LIKE '%7'").send().await.unwrap();
     assert_eq!(few.collect().await.unwrap().iter().map(RecordBatch::num_rows).sum::<usize>(), 2);
+    cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_that_no_message_holds_is_one_failure() {
+    let cache = Cache::start().await;
+    let values: ArrayRef = Arc::new(Int64Array::from_iter_values(0..10));
+    let batch = RecordBatch::try_from_iter([("c".repeat(3 << 20), values)]).unwrap();
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    cache.store.put("t.parquet", writer.into_inner().unwrap()).await;
+    let error = cache.do_get(format!(r#"{{"url": "{URL}"}}"#)).await.unwrap_err().to_string();
+    assert!(error.contains("does not fit a message"), "{error}");
+    let metrics = cache.server.engine().metrics();
+    let count = |status: &str| metrics.requests.with_label_values(&["do_get", status]).get();
+    assert_eq!((count("resource_exhausted"), count("cancelled"), metrics.active_scans.get()), (1, 0, 0));
     cache.stop().await;
 }

@@ -1,5 +1,6 @@
 //! How often the store is asked.
 
+use arrow::array::{Array as _, RecordBatch};
 use futures::TryStreamExt as _;
 use futures::future::try_join_all;
 use object_store::GetRange;
@@ -74,6 +75,37 @@ async fn one_request_answers_what_two_do() {
         answers.push(arrow::compute::concat_batches(&stream.schema(), &batches).unwrap());
     }
     assert_eq!(answers[0], answers[1]);
+    cache.stop().await;
+}
+
+/// Whether the first column's numbers lie in memory that is not Arrow's own: in what the connection read.
+fn is_shared(batch: RecordBatch) -> bool {
+    let buffer = batch.column(0).to_data().buffers()[0].clone();
+    drop(batch);
+    // Nobody else holds it and it begins where its memory does: only memory of another kind cannot be changed now.
+    assert_eq!((buffer.strong_count(), buffer.ptr_offset()), (1, 0));
+    buffer.into_mutable().is_err()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn most_of_a_large_answer_is_not_copied_by_the_client() {
+    let cache = Cache::start().await;
+    // Batches of a MiB, a message each.
+    cache.store.put("t.parquet", file(0, 245_760, 245_760, 16)).await;
+    let shared = async |scan: flightcache::ScanBuilder| {
+        let mut stream = scan.in_one_request().send().await.unwrap();
+        let mut shared = Vec::new();
+        while let Some(batch) = stream.try_next().await.unwrap() {
+            shared.push(is_shared(batch));
+        }
+        shared
+    };
+    let whole = shared(cache.client.scan(URL)).await;
+    assert_eq!(whole.len(), 30);
+    // A message at a window's edge comes in two frames, and is put together.
+    let count = whole.iter().filter(|shared| **shared).count();
+    assert!(count >= 20, "{count} of 30 bodies stayed where they came");
+    assert_eq!(shared(cache.client.scan(URL).columns(["c0"]).limit(8_192)).await, [false], "small ones are copied");
     cache.stop().await;
 }
 

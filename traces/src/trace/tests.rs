@@ -116,10 +116,14 @@ fn lines_with_the_same_number_are_a_request_wherever_they_are() {
     let accesses =
         vec![line(12, 3, "t", "a"), line(10, 2, "t", "b"), line(30, 3, "u", "a"), line(20, 3, "t", "c"), line(0, 1, "t", "a")];
     let trace = Trace::read(&written(&Trace { accesses })[..]).unwrap();
-    let requests: Vec<_> = trace.requests().map(|r| (r.number, r.at_us, r.urls(), r.columns(), r.accesses.len())).collect();
+    let requests: Vec<_> = trace.requests().map(|r| (r.number, r.at_us, r.objects(), r.accesses.len())).collect();
     assert_eq!(
         requests,
-        [(1, 0, vec!["t"], vec!["a"], 1), (2, 10, vec!["t"], vec!["b"], 1), (3, 12, vec!["t", "u"], vec!["a", "c"], 3)]
+        [
+            (1, 0, vec![("t", vec!["a"])], 1),
+            (2, 10, vec![("t", vec!["b"])], 1),
+            (3, 12, vec![("t", vec!["a", "c"]), ("u", vec!["a"])], 3)
+        ]
     );
 }
 

@@ -9,6 +9,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use parquet::arrow::ArrowWriter;
 
+use super::super::side::ObjectRead;
 use super::*;
 
 async fn store(objects: &[&str]) -> Arc<SlowStore> {
@@ -24,12 +25,16 @@ async fn store(objects: &[&str]) -> Arc<SlowStore> {
 }
 
 fn read(object: &str) -> Read {
-    Read { objects: vec![object.to_owned()], columns: None }
+    Read { objects: vec![ObjectRead { name: object.to_owned(), columns: None }] }
+}
+
+async fn start(store: Arc<SlowStore>, count: usize) -> WholeFile {
+    WholeFile::start(store, count, ByteSize::mb(1), Clients::Shared).await.unwrap()
 }
 
 #[tokio::test]
 async fn many_at_once_ask_the_store_once_and_later_ones_hit() {
-    let side = WholeFile::start(store(&["dir/a b.parquet"]).await, 3, ByteSize::mb(1)).await.unwrap();
+    let side = start(store(&["dir/a b.parquet"]).await, 3).await;
     let read = read("dir/a b.parquet");
     let answers = futures::future::try_join_all((0..20).map(|_| side.ask(&read))).await.unwrap();
     assert!(answers.iter().all(|answer| answer.rows == 1_000));
@@ -48,8 +53,11 @@ async fn many_at_once_ask_the_store_once_and_later_ones_hit() {
 
 #[tokio::test]
 async fn columns_are_chosen_by_the_client() {
-    let side = WholeFile::start(store(&["t"]).await, 1, ByteSize::mb(1)).await.unwrap();
-    let some = |columns: &[&str]| Read { columns: Some(columns.iter().map(ToString::to_string).collect()), ..read("t") };
+    let side = start(store(&["t"]).await, 1).await;
+    let some = |columns: &[&str]| {
+        let columns = Some(columns.iter().map(ToString::to_string).collect());
+        Read { objects: vec![ObjectRead { name: "t".to_owned(), columns }] }
+    };
     assert_eq!(side.ask(&some(&["b"])).await.unwrap().rows, 1_000);
     assert_eq!(side.ask(&some(&[])).await.unwrap().rows, 1_000);
     assert!(side.ask(&some(&["c"])).await.unwrap_err().to_string().contains("no column c"));
@@ -58,7 +66,7 @@ async fn columns_are_chosen_by_the_client() {
 
 #[tokio::test]
 async fn what_is_not_there_is_named() {
-    let side = WholeFile::start(store(&[]).await, 1, ByteSize::mb(1)).await.unwrap();
+    let side = start(store(&[]).await, 1).await;
     let error = side.ask(&read("gone.parquet")).await.unwrap_err();
     assert!(error.to_string().starts_with("HTTP 404") && error.to_string().contains("gone.parquet"), "{error}");
     side.stop().await;

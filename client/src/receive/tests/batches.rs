@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, BooleanArray, Decimal128Array, DictionaryArray, Float64Array, Int8Array, Int64Array, ListArray, RecordBatch,
-    StringArray, StringViewArray, StructArray,
+    Array, ArrayRef, BooleanArray, Decimal128Array, DictionaryArray, Float64Array, Int8Array, Int32Array, Int64Array, ListArray,
+    RecordBatch, StringArray, StringViewArray, StructArray,
 };
 use arrow::buffer::Buffer;
 use arrow::datatypes::{DataType, Field, Int32Type, Int64Type};
+use arrow::ipc::CompressionType;
+use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
 use arrow_flight::FlightData;
 use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::utils::batches_to_flight_data;
@@ -156,4 +158,30 @@ fn bytes_that_contradict_each_other_are_a_typed_error() {
     // A schema in the middle replaces the one before.
     let both = [&good[..], &batches_to_flight_data(numbers([]).schema_ref(), vec![numbers([1])]).unwrap()].concat();
     assert_eq!(received(&both).unwrap(), [many_types(10), numbers([1])]);
+}
+
+#[test]
+fn compressed_batches_and_dictionaries_are_refused() {
+    // Of no rows and no values: there is nothing to compress, which needs no codec, but the headers say that it is.
+    let of = |codec| {
+        let values: ArrayRef = Arc::new(Int64Array::from_iter_values([]));
+        let column = DictionaryArray::<Int32Type>::try_new(Int32Array::from_iter_values([]), values).unwrap();
+        let batch = RecordBatch::try_from_iter([("d", Arc::new(column) as ArrayRef)]).unwrap();
+        let options = IpcWriteOptions::default().try_with_compression(codec).unwrap();
+        let (generator, mut tracker) = (IpcDataGenerator::default(), DictionaryTracker::new(false));
+        let schema = generator.schema_to_bytes_with_dictionary_tracker(batch.schema_ref(), &mut tracker, &options);
+        let (dictionaries, rows) = generator.encode(&batch, &mut tracker, &options, &mut IpcWriteContext::default()).unwrap();
+        let [dictionary] = <[_; 1]>::try_from(dictionaries).unwrap_or_else(|_| panic!("one dictionary"));
+        [schema, dictionary, rows].map(FlightData::from)
+    };
+    let plain = of(None);
+    assert_eq!(received(&plain).unwrap()[0].num_rows(), 0);
+    for codec in [CompressionType::LZ4_FRAME, CompressionType::ZSTD] {
+        let [_, dictionary, rows] = of(Some(codec));
+        for changed in [[&plain[0], &dictionary, &plain[2]], [&plain[0], &plain[1], &rows]] {
+            let error = received(&changed.map(FlightData::clone)).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Internal);
+            assert!(error.message.contains("compressed"), "{error}");
+        }
+    }
 }
