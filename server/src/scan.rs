@@ -8,11 +8,11 @@
 //!                                     batches  (rows.rs: the same for row numbers)
 //! ```
 
-mod key;
 mod load;
 mod manage;
 mod plan;
 mod predicate;
+mod resident;
 mod row_group;
 mod rows;
 mod stream;
@@ -25,8 +25,8 @@ use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
 use flightcache_proto::{Error, Result, SlotMap};
 use tokio::sync::Semaphore;
 
-pub use key::ChunkKey;
 pub use plan::ScanPlan;
+pub use resident::ChunkKey;
 pub use stream::Batch;
 
 use self::load::LoadError;
