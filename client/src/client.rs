@@ -32,7 +32,7 @@ pub struct ResidentObject {
 }
 
 impl Client {
-    /// Connects to a server, such as `grpc://127.0.0.1:50051`, and learns the slot map.
+    /// Connects to a server, such as `grpc://127.0.0.1:50051` or `grpc+unix:///run/flightcache.sock`, and learns the slot map.
     pub async fn connect(location: &str) -> Result<Self> {
         let routes = Arc::new(Routes::new(location)?);
         retrying(|| routes.refresh()).await.map_err(|e| Error::new(e.kind, format!("{location}: {}", e.message)))?;

@@ -13,9 +13,11 @@ mod message;
 mod port;
 mod service;
 mod status;
+mod unix;
 
 pub use encode::{Encoder, MAX_FRAME_BYTES};
 pub use message::{Frame, Held, Message};
 pub(crate) use port::until;
 pub use port::{FlightPort, serve};
 pub use service::FlightcacheService;
+pub use unix::UnixSocket;

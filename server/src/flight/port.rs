@@ -37,12 +37,22 @@ type AnyBody = UnsyncBoxBody<Message, Box<dyn std::error::Error + Send + Sync>>;
 pub struct FlightPort {
     engine: Arc<Engine>,
     routes: Routes,
+    is_local: bool,
 }
+
+/// Marks a request that came over a Unix socket.
+#[derive(Clone, Copy)]
+pub(super) struct OverUnixSocket;
 
 impl FlightPort {
     /// `routes` answer everything but `DoGet`.
     pub fn new(engine: Arc<Engine>, routes: Routes) -> Self {
-        Self { engine, routes }
+        Self { engine, routes, is_local: false }
+    }
+
+    /// The same for connections over a Unix socket.
+    pub fn over_unix_socket(self) -> Self {
+        Self { is_local: true, ..self }
     }
 
     async fn answer(self, request: Request<Incoming>) -> Response<AnyBody> {
@@ -57,7 +67,10 @@ impl FlightPort {
         }
     }
 
-    async fn route(mut self, request: Request<Incoming>) -> Response<AnyBody> {
+    async fn route(mut self, mut request: Request<Incoming>) -> Response<AnyBody> {
+        if self.is_local {
+            request.extensions_mut().insert(OverUnixSocket);
+        }
         if request.uri().path() == DO_GET_PATH && request.method() == http::Method::POST {
             return do_get::respond(&self.engine, request).await.map(|body| AnyBody::new(body.map_err(|never| match never {})));
         }

@@ -9,3 +9,4 @@ mod record;
 mod requests;
 mod store;
 mod support;
+mod unix;
