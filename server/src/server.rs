@@ -73,15 +73,14 @@ impl Server {
         let flight =
             FlightServiceServer::new(FlightcacheService::new(Arc::clone(&engine))).max_decoding_message_size(MAX_REQUEST_BYTES);
         let routes = tonic::service::Routes::new(health_service).add_service(reflection).add_service(flight).prepare();
-        let port = FlightPort::new(Arc::clone(&engine), routes);
         let (stop, stopped) = watch::channel(false);
+        let port = FlightPort::new(Arc::clone(&engine), routes, stopped.clone());
         // Without it a small answer waits 40 ms.
         let flight_listener = flight_listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-        let over_tcp = serve(flight_listener, port.clone(), stopped.clone());
-        let unix_stopped = stopped.clone();
+        let over_tcp = serve(flight_listener, port.clone());
         let over_unix = async move {
             if let Some(socket) = unix_socket {
-                serve(socket, port.over_unix_socket(), unix_stopped).await;
+                serve(socket, port.over_unix_socket()).await;
             }
         };
         let flight = async move {

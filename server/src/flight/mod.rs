@@ -4,11 +4,13 @@
 //!  port.rs (connections) --> service.rs (methods, by tonic) --> scan::Engine
 //!      |                                                             |  batches
 //!      +--> do_get.rs (stream, figures) <-- message.rs <-- encode.rs (frames of at most 2 MiB)
+//!      +--> exchange.rs (many requests, one stream) <--+
 //! ```
 
 mod actions;
 mod do_get;
 mod encode;
+mod exchange;
 mod message;
 mod port;
 mod service;

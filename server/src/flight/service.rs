@@ -207,7 +207,8 @@ impl FlightService for FlightcacheService {
         unsupported("DoPut")
     }
 
+    /// Never called, like `do_get`.
     async fn do_exchange(&self, _: Request<Streaming<FlightData>>) -> Answer<Self::DoExchangeStream> {
-        unsupported("DoExchange")
+        unsupported("DoExchange behind another port than Flightcache's")
     }
 }
