@@ -62,7 +62,7 @@ def test_requests_and_answers_overlap(server, url, table):
     writer.close()
     assert sorted(done) == [*range(2_000), 9_000]
     for tag, rows in asked.items():
-        assert answered[tag] == table.take(rows).to_pylist(), tag
+        assert answered[tag] == table.take(pa.array(rows, pa.int64())).to_pylist(), tag
     assert answered[9_000] == table.slice(4_990).to_pylist()
     kinds = {tag: kind for tag, (kind, _) in errors.items()}
     assert kinds == {9_001: "not_found", 9_002: "invalid_request", 9_003: "not_found", 9_004: "invalid_request"}

@@ -605,7 +605,7 @@ impl Schemas {
         }
         if form == Form::Json && !self.0.is_empty() {
             let message =
-                "the answer's schema is another than this stream's, which in this form has one only: open another stream";
+                "the answer has another schema than this stream's, which has one only where requests are JSON: open another stream";
             return Err(Error::invalid(message));
         }
         if self.0.len() >= MAX_SCHEMAS {
