@@ -10,6 +10,7 @@ use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::exchange::Exchange;
 use crate::retry::{from_status, retrying};
 use crate::routes::{Routes, flight};
 use crate::scan::ScanBuilder;
@@ -32,7 +33,7 @@ pub struct ResidentObject {
 }
 
 impl Client {
-    /// Connects to a server, such as `grpc://127.0.0.1:50051`, and learns the slot map.
+    /// Connects to a server, such as `grpc://127.0.0.1:50051` or `grpc+unix:///run/flightcache.sock`, and learns the slot map.
     pub async fn connect(location: &str) -> Result<Self> {
         let routes = Arc::new(Routes::new(location)?);
         retrying(|| routes.refresh()).await.map_err(|e| Error::new(e.kind, format!("{location}: {}", e.message)))?;
@@ -47,6 +48,11 @@ impl Client {
     /// A scan of an object, a prefix ending in `/`, or a glob.
     pub fn scan(&self, url: impl Into<String>) -> ScanBuilder {
         ScanBuilder::new(self.clone(), ScanRequest::new(url))
+    }
+
+    /// Opens a stream for many small requests: tens of thousands a second and more.
+    pub async fn exchange(&self) -> Result<Exchange> {
+        Exchange::open(self.clone()).await
     }
 
     /// Schema, row groups, sizes and what is resident, by object.

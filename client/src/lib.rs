@@ -19,15 +19,17 @@
 //! # }
 //! ```
 //!
-//! Reading order: [`client`], [`scan`], [`routes`], [`receive`].
+//! Reading order: [`client`], [`scan`], [`exchange`] (many small requests), [`routes`], [`receive`].
 
 pub mod client;
 mod direct;
+pub mod exchange;
 pub mod receive;
 mod retry;
 pub mod routes;
 pub mod scan;
 
 pub use client::Client;
+pub use exchange::{Exchange, RowTemplate};
 pub use flightcache_proto::{Error, ErrorKind, Populate, Result, ScanRequest, ScanStats, SlotMap, action};
 pub use scan::{ScanBuilder, ScanStream};

@@ -1,13 +1,20 @@
 //! Who owns which slot, and the connections to them.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arrow_flight::Action;
 use arrow_flight::flight_service_client::FlightServiceClient;
 use flightcache_proto::{Error, ErrorKind, Node, Result, Slot, SlotMap, action};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::receive::MAX_MESSAGE_BYTES;
@@ -27,8 +34,10 @@ const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
 #[derive(Debug)]
 pub struct Routes {
     seed: Channel,
+    /// The seed is a Unix socket, which no slot map names.
+    is_local: bool,
     map: Mutex<Option<Known>>,
-    /// By host and port.
+    /// By host and port, or path.
     channels: Mutex<HashMap<String, Channel>>,
     lookups: AtomicU64,
 }
@@ -46,16 +55,44 @@ pub(crate) fn flight(channel: Channel) -> FlightServiceClient<Channel> {
     FlightServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
-/// Host and port of a location such as `grpc://host:port`.
-fn authority(location: &str) -> Result<&str> {
+/// Host and port of a location such as `grpc://host:port`, or the path of one such as `grpc+unix:///path`. Only paths begin with
+/// `/`.
+fn address(location: &str) -> Result<&str> {
     let authority = ["grpc+tcp://", "grpc://", "http://"].iter().find_map(|scheme| location.strip_prefix(scheme));
-    authority.ok_or_else(|| {
-        Error::invalid(format!("{location:?} is not a location such as grpc://host:50051 (TLS is not supported yet)"))
+    let authority = authority.filter(|authority| !authority.starts_with('/'));
+    let path = location.strip_prefix("grpc+unix://").filter(|path| path.starts_with('/'));
+    authority.or(path).ok_or_else(|| {
+        let message = format!(
+            "{location:?} is not a location such as grpc://host:50051 or grpc+unix:///path/of.sock (TLS is not supported yet)"
+        );
+        Error::invalid(message)
     })
 }
 
-/// A channel to a host and port. Connects when it is first used.
-fn channel(authority: &str) -> Result<Channel> {
+/// Connects to a Unix socket, whatever it is asked for.
+#[derive(Clone, Debug)]
+struct UnixConnector(Arc<Path>);
+
+impl tower::Service<Uri> for UnixConnector {
+    type Response = TokioIo<UnixStream>;
+    type Error = std::io::Error;
+    type Future = BoxFuture<'static, std::io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let path = Arc::clone(&self.0);
+        async move { UnixStream::connect(&path).await.map(TokioIo::new) }.boxed()
+    }
+}
+
+/// A channel to an address. Connects when it is first used.
+fn channel(address: &str) -> Result<Channel> {
+    let is_path = address.starts_with('/');
+    // HTTP/2 has to be told some host.
+    let authority = if is_path { "localhost" } else { address };
     let endpoint = Endpoint::from_shared(format!("http://{authority}"))
         .map_err(|e| Error::invalid(format!("{authority:?} is not a host and port: {e}")))?
         .connect_timeout(Duration::from_secs(5))
@@ -65,17 +102,20 @@ fn channel(authority: &str) -> Result<Channel> {
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(MAX_FRAME_BYTES);
+    if is_path {
+        return Ok(endpoint.connect_with_connector_lazy(UnixConnector(PathBuf::from(address).into())));
+    }
     Ok(endpoint.connect_lazy())
 }
 
 impl Routes {
     /// Routes learned from the server at `location`.
     pub(crate) fn new(location: &str) -> Result<Self> {
-        let authority = authority(location)?;
-        let seed = channel(authority)?;
+        let address = address(location)?;
+        let seed = channel(address)?;
         // A map that names the seed is served over the connection there is.
-        let channels = Mutex::new(HashMap::from([(authority.to_owned(), seed.clone())]));
-        Ok(Self { seed, map: Mutex::default(), channels, lookups: AtomicU64::new(0) })
+        let channels = Mutex::new(HashMap::from([(address.to_owned(), seed.clone())]));
+        Ok(Self { seed, is_local: address.starts_with('/'), map: Mutex::default(), channels, lookups: AtomicU64::new(0) })
     }
 
     /// The server the map comes from.
@@ -127,7 +167,8 @@ impl Routes {
 
     /// The owner of a slot, over a kept connection.
     pub(crate) async fn owner(&self, slot: Slot) -> Result<Channel> {
-        self.channel(self.map().await?.owner(slot))
+        let map = self.map().await?;
+        self.channel(&map, map.owner(slot))
     }
 
     /// Who can answer any scan whole without asking others: the preferred owner of every slot, if there is one. While nothing is
@@ -136,18 +177,21 @@ impl Routes {
         if lock(&self.map).is_none() {
             return Ok(Some(self.seed()));
         }
-        self.map().await?.sole_owner().map(|node| self.channel(node)).transpose()
+        let map = self.map().await?;
+        map.sole_owner().map(|node| self.channel(&map, node)).transpose()
     }
 
-    fn channel(&self, node: &Node) -> Result<Channel> {
-        let Some(uri) = node.uri.as_deref() else { return Ok(self.seed()) };
-        let authority = authority(uri)?;
+    fn channel(&self, map: &SlotMap, node: &Node) -> Result<Channel> {
+        // The map of a server that is alone names that server, by an address that its Unix socket saves us.
+        let is_seed = self.is_local && map.nodes().len() == 1;
+        let Some(uri) = node.uri.as_deref().filter(|_| !is_seed) else { return Ok(self.seed()) };
+        let address = address(uri)?;
         let mut channels = lock(&self.channels);
-        if let Some(channel) = channels.get(authority) {
+        if let Some(channel) = channels.get(address) {
             return Ok(channel.clone());
         }
-        let channel = channel(authority)?;
-        channels.insert(authority.to_owned(), channel.clone());
+        let channel = channel(address)?;
+        channels.insert(address.to_owned(), channel.clone());
         Ok(channel)
     }
 

@@ -7,10 +7,11 @@
 //! ```
 //!
 //! Reading order: [`scan`] (what a user asks), [`object`] and [`slot`] (what it means), [`slot_map`] (who owns it),
-//! [`ticket`] (what travels), [`action`] (the rest of the protocol), [`error`] (how things fail).
+//! [`ticket`] (what travels), [`exchange`] (many over one stream), [`action`] (the rest of the protocol), [`error`] (how things fail).
 
 pub mod action;
 pub mod error;
+pub mod exchange;
 pub mod object;
 pub mod scan;
 pub mod slot;

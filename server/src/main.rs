@@ -53,7 +53,8 @@ async fn run(settings: &Settings) -> ExitCode {
         Ok(server) => server,
         Err(error) => return fail(&error.message, 1),
     };
-    println!("flightcache-server ready flight=grpc+tcp://{} admin=http://{}", server.flight_addr(), server.admin_addr());
+    let unix = server.unix_path().map_or_else(String::new, |path| format!(" unix=grpc+unix://{}", path.display()));
+    println!("flightcache-server ready flight=grpc+tcp://{} admin=http://{}{unix}", server.flight_addr(), server.admin_addr());
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

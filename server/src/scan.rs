@@ -5,7 +5,7 @@
 //!                                        |
 //!                    row_group.rs: filter columns, decide, the rest --load.rs--> cache | store
 //!                                        |
-//!                                     batches  (rows.rs: the same for row numbers)
+//!                                     batches  (rows.rs: the same for row numbers; row_reads.rs: for many small reads)
 //! ```
 
 mod load;
@@ -14,6 +14,7 @@ mod plan;
 mod predicate;
 mod resident;
 mod row_group;
+mod row_reads;
 mod rows;
 mod stream;
 
@@ -27,6 +28,7 @@ use tokio::sync::Semaphore;
 
 pub use plan::ScanPlan;
 pub use resident::{ChunkKey, Form};
+pub use row_reads::{PickedRows, RowReads};
 pub use stream::Batch;
 
 use self::load::LoadError;

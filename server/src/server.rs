@@ -1,6 +1,7 @@
 //! A running server: the Flight port, the admin port, and how they stop.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::admin::{Admin, Metrics};
-use crate::flight::{FlightPort, FlightcacheService, serve, until};
+use crate::flight::{FlightPort, FlightcacheService, UnixSocket, serve, until};
 use crate::object::Sources;
 use crate::record::Recorder;
 use crate::scan::Engine;
@@ -26,6 +27,7 @@ const MAX_REQUEST_BYTES: usize = 16 << 20;
 pub struct Server {
     flight_addr: SocketAddr,
     admin_addr: SocketAddr,
+    unix_path: Option<PathBuf>,
     engine: Arc<Engine>,
     ready: Arc<AtomicBool>,
     stop: watch::Sender<bool>,
@@ -48,6 +50,11 @@ impl Server {
         let flight_listener = listen(settings.listen).await?;
         let admin_listener = listen(settings.admin).await?;
         let local_addr = |listener: &TcpListener| listener.local_addr().map_err(|e| Error::internal(e.to_string()));
+        let unix_socket = match &settings.listen_unix {
+            Some(path) => Some(UnixSocket::bind(path).await?),
+            None => None,
+        };
+        let unix_path = unix_socket.as_ref().map(|socket| socket.path().to_owned());
         let (flight_addr, admin_addr) = (local_addr(&flight_listener)?, local_addr(&admin_listener)?);
         let reachable = (!flight_addr.ip().is_unspecified()).then(|| format!("grpc+tcp://{flight_addr}"));
         let node = Node { id: flight_addr.to_string(), uri: settings.advertise.clone().or(reachable) };
@@ -66,17 +73,26 @@ impl Server {
         let flight =
             FlightServiceServer::new(FlightcacheService::new(Arc::clone(&engine))).max_decoding_message_size(MAX_REQUEST_BYTES);
         let routes = tonic::service::Routes::new(health_service).add_service(reflection).add_service(flight).prepare();
-        let port = FlightPort::new(Arc::clone(&engine), routes);
         let (stop, stopped) = watch::channel(false);
+        let port = FlightPort::new(Arc::clone(&engine), routes, stopped.clone());
         // Without it a small answer waits 40 ms.
         let flight_listener = flight_listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-        let flight = serve(flight_listener, port, stopped.clone());
+        let over_tcp = serve(flight_listener, port.clone());
+        let over_unix = async move {
+            if let Some(socket) = unix_socket {
+                serve(socket, port.over_unix_socket()).await;
+            }
+        };
+        let flight = async move {
+            tokio::join!(over_tcp, over_unix);
+        };
         let ready = Arc::new(AtomicBool::new(true));
         let router = Admin::new(Arc::clone(&engine), Arc::clone(&ready)).router();
         let admin = axum::serve(admin_listener, router).with_graceful_shutdown(until(stopped)).into_future();
         Ok(Self {
             flight_addr,
             admin_addr,
+            unix_path,
             engine,
             ready,
             stop,
@@ -90,6 +106,11 @@ impl Server {
     /// Address of the Flight port.
     pub fn flight_addr(&self) -> SocketAddr {
         self.flight_addr
+    }
+
+    /// The Unix socket beside the Flight port.
+    pub fn unix_path(&self) -> Option<&Path> {
+        self.unix_path.as_deref()
     }
 
     /// Address of the admin port.

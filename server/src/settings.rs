@@ -20,6 +20,9 @@ use crate::object::Freshness;
 pub struct Settings {
     /// Address of the Flight service.
     pub listen: SocketAddr,
+    /// Unix socket that serves the same to clients of the same host, as `grpc+unix://PATH`. Who may use it is up to its directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen_unix: Option<PathBuf>,
     /// Address of the admin port.
     pub admin: SocketAddr,
     /// Flight location told to clients, such as `grpc+tcp://cache-0.example:50051`; without it the listen address, unless that is a wildcard.
@@ -109,6 +112,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 50_051)),
+            listen_unix: None,
             admin: SocketAddr::from(([127, 0, 0, 1], 50_052)),
             advertise: None,
             capacity: ByteSize::gib(1),
@@ -185,6 +189,10 @@ pub struct Flags {
     #[arg(long, env = "FLIGHTCACHE_LISTEN", value_name = "ADDR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     listen: Option<SocketAddr>,
+    /// Unix socket for clients of the same host, beside the address.
+    #[arg(long, env = "FLIGHTCACHE_LISTEN_UNIX", value_name = "PATH")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listen_unix: Option<PathBuf>,
     /// Address of the admin port (/metrics, /healthz, /readyz).
     #[arg(long, env = "FLIGHTCACHE_ADMIN", value_name = "ADDR")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -11,12 +11,12 @@ const MIN_SHARED_BYTES: usize = 256 << 10;
 
 /// One `arrow.flight.protocol.FlightData`, without its descriptor.
 #[derive(Debug, Default)]
-pub(super) struct Message {
+pub(crate) struct Message {
     /// IPC metadata.
-    pub(super) header: Bytes,
-    pub(super) app_metadata: Bytes,
+    pub(crate) header: Bytes,
+    pub(crate) app_metadata: Bytes,
     /// IPC body, aligned.
-    pub(super) body: Buffer,
+    pub(crate) body: Buffer,
 }
 
 /// Turns pieces into messages. Each byte of a body is copied once at most.

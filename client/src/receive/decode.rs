@@ -26,13 +26,13 @@ pub enum Payload {
 
 /// What is known of a stream so far.
 #[derive(Debug, Default)]
-pub(super) struct Decoder {
+pub(crate) struct Decoder {
     schema: Option<SchemaRef>,
     dictionaries: HashMap<i64, ArrayRef>,
 }
 
 impl Decoder {
-    pub(super) fn decode(&mut self, message: &Message) -> Result<Payload> {
+    pub(crate) fn decode(&mut self, message: &Message) -> Result<Payload> {
         // The readers trust lengths and types to agree.
         let decoded = std::panic::catch_unwind(AssertUnwindSafe(|| self.try_decode(message)));
         let decoded = decoded.unwrap_or_else(|_| Err("its lengths and types contradict each other".to_owned()));

@@ -24,11 +24,13 @@ use tonic::client::GrpcService;
 use tonic::{Code, Status};
 
 use self::assemble::Assembler;
-use self::decode::Decoder;
+pub(crate) use self::assemble::Message;
+pub(crate) use self::decode::Decoder;
 pub use self::decode::Payload;
 use crate::retry::from_status;
 
-const PATH: &str = "/arrow.flight.protocol.FlightService/DoGet";
+const DO_GET_PATH: &str = "/arrow.flight.protocol.FlightService/DoGet";
+const DO_EXCHANGE_PATH: &str = "/arrow.flight.protocol.FlightService/DoExchange";
 /// The largest message that is accepted, of any method.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
@@ -52,12 +54,33 @@ pub struct Frame {
     pub stats: Option<ScanStats>,
 }
 
+/// What came.
+enum Received {
+    Message(Message),
+    /// The good end, with the last figures.
+    End(Option<Frame>),
+}
+
 /// Sends a ticket. The service is a channel, or something like one.
-pub async fn do_get<S>(mut service: S, ticket: Bytes) -> Result<Answer>
+pub async fn do_get<S>(service: S, ticket: Bytes) -> Result<Answer>
 where
     S: GrpcService<Body, ResponseBody = Body>,
 {
-    let request = request(ticket)?;
+    call(service, request(DO_GET_PATH, of_ticket(ticket)?)).await
+}
+
+/// Sends requests, whose answers are [`Answer::next_message`]s.
+pub(crate) async fn do_exchange<S>(service: S, requests: Body) -> Result<Answer>
+where
+    S: GrpcService<Body, ResponseBody = Body>,
+{
+    call(service, request(DO_EXCHANGE_PATH, requests)).await
+}
+
+async fn call<S>(mut service: S, request: Request<Body>) -> Result<Answer>
+where
+    S: GrpcService<Body, ResponseBody = Body>,
+{
     std::future::poll_fn(|cx| service.poll_ready(cx)).await.map_err(broken::<S>)?;
     let response = service.call(request).await.map_err(broken::<S>)?;
     let (head, body) = response.into_parts();
@@ -77,20 +100,24 @@ where
     })
 }
 
-fn request(ticket: Bytes) -> Result<Request<Body>> {
+fn of_ticket(ticket: Bytes) -> Result<Body> {
     let ticket = arrow_flight::Ticket { ticket };
     let length = ticket.encoded_len();
     let mut message = Vec::with_capacity(5 + length);
     message.put_u8(0);
     message.put_u32(u32::try_from(length).map_err(|_| Error::invalid("the ticket is longer than 4 GiB"))?);
     message.put(&*ticket.encode_to_vec());
-    let mut request = Request::new(Body::new(Full::new(Bytes::from(message))));
+    Ok(Body::new(Full::new(Bytes::from(message))))
+}
+
+fn request(path: &'static str, body: Body) -> Request<Body> {
+    let mut request = Request::new(body);
     *request.method_mut() = Method::POST;
-    *request.uri_mut() = http::Uri::from_static(PATH);
+    *request.uri_mut() = http::Uri::from_static(path);
     *request.version_mut() = Version::HTTP_2;
     request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
     request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    Ok(request)
+    request
 }
 
 /// The error of a call that had no answer.
@@ -123,29 +150,46 @@ fn kind_of(status: StatusCode) -> ErrorKind {
 impl Answer {
     /// The next message; `None` only after an end that the server declared good. May be dropped while it waits.
     pub async fn next(&mut self) -> Result<Option<Frame>> {
-        let next = self.receive().await;
+        let next = self.receive().await.and_then(|received| match received {
+            Received::Message(message) => {
+                let payload = self.decoder.decode(&message)?;
+                Ok(Some(Frame { payload, stats: serde_json::from_slice(&message.app_metadata).ok() }))
+            }
+            Received::End(frame) => Ok(frame),
+        });
         if next.is_err() {
             self.body = None;
         }
         next
     }
 
-    async fn receive(&mut self) -> Result<Option<Frame>> {
+    /// The same as it came.
+    pub(crate) async fn next_message(&mut self) -> Result<Option<Message>> {
+        match self.receive().await {
+            Ok(Received::Message(message)) => Ok(Some(message)),
+            Ok(Received::End(_)) => Ok(None),
+            Err(error) => {
+                self.body = None;
+                Err(error)
+            }
+        }
+    }
+
+    async fn receive(&mut self) -> Result<Received> {
         loop {
-            let Some(body) = &mut self.body else { return Ok(None) };
+            let Some(body) = &mut self.body else { return Ok(Received::End(None)) };
             if let Some(message) = self.assembler.next()? {
-                let payload = self.decoder.decode(&message)?;
-                return Ok(Some(Frame { payload, stats: serde_json::from_slice(&message.app_metadata).ok() }));
+                return Ok(Received::Message(message));
             }
             match body.frame().await {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(piece) if piece.is_empty() => {}
                     Ok(_) if self.is_status_known => return Err(Error::internal("the server's answer goes on after its status")),
                     Ok(piece) => self.assembler.push(piece),
-                    Err(frame) => return self.end(frame.trailers_ref()),
+                    Err(frame) => return self.end(frame.trailers_ref()).map(Received::End),
                 },
                 Some(Err(status)) => return Err(from_status(&status)),
-                None => return self.end(None),
+                None => return self.end(None).map(Received::End),
             }
         }
     }

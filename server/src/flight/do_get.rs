@@ -103,7 +103,7 @@ impl Body for DoGetBody {
     }
 }
 
-fn trailers(ended: &tonic::Status, meter: &ScanMeter) -> HeaderMap {
+pub(super) fn trailers(ended: &tonic::Status, meter: &ScanMeter) -> HeaderMap {
     let mut trailers = HeaderMap::new();
     if ended.add_header(&mut trailers).is_err() {
         // A message that no header can carry: its code can.

@@ -96,7 +96,7 @@ impl Encoder {
         let encoded = self.stream.encode(&compact_views(batch)?);
         let mut encoded = encoded.map_err(|e| Error::internal(format!("encoding a batch: {e}")))?.into_iter();
         let header = header(&mut encoded)?;
-        Ok(Frame::new(header, encoded))
+        Ok(Frame::new(header, encoded).with_rows(batch.num_rows()))
     }
 }
 

@@ -33,6 +33,7 @@ pub struct Frame {
     header: Buffer,
     parts: Vec<Buffer>,
     body_bytes: usize,
+    rows: usize,
 }
 
 /// Bytes in parts, to be written in one go.
@@ -47,7 +48,7 @@ pub struct Message {
 impl Frame {
     /// A frame of IPC metadata and, in order, the buffers of its body with their padding.
     pub(super) fn new(header: Buffer, body: impl IntoIterator<Item = Buffer>) -> Self {
-        let mut frame = Self { header, parts: Vec::new(), body_bytes: 0 };
+        let mut frame = Self { header, parts: Vec::new(), body_bytes: 0, rows: 0 };
         let mut gathered = Vec::new();
         for buffer in body {
             frame.body_bytes += buffer.len();
@@ -64,6 +65,16 @@ impl Frame {
             frame.parts.push(gathered.into());
         }
         frame
+    }
+
+    /// The same, of a batch of so many rows.
+    pub(super) fn with_rows(self, rows: usize) -> Self {
+        Self { rows, ..self }
+    }
+
+    /// Rows of its batch.
+    pub fn rows(&self) -> usize {
+        self.rows
     }
 
     /// Bytes of its IPC metadata and body.
@@ -114,6 +125,20 @@ impl Frame {
         parts.push_back(head.into());
         parts.extend(self.parts);
         Message { parts, remaining: GRPC_PREFIX_BYTES + len, _held: held }
+    }
+}
+
+impl Message {
+    /// A gRPC message of a `FlightData` that has app metadata only.
+    pub(super) fn of_metadata(app_metadata: &[u8]) -> Self {
+        let len = key_len(APP_METADATA) + encoded_len_varint(app_metadata.len() as u64) + app_metadata.len();
+        let mut bytes = Vec::with_capacity(GRPC_PREFIX_BYTES + len);
+        bytes.put_u8(0);
+        bytes.put_u32(len as u32);
+        encode_key(APP_METADATA, WireType::LengthDelimited, &mut bytes);
+        encode_varint(app_metadata.len() as u64, &mut bytes);
+        bytes.extend_from_slice(app_metadata);
+        Bytes::from(bytes).into()
     }
 }
 
@@ -178,6 +203,13 @@ mod tests {
                 assert_eq!(data.data_header.strip_prefix(b"header").map(|rest| rest.iter().all(|byte| *byte == 0)), Some(true));
             }
         }
+    }
+
+    #[test]
+    fn metadata_needs_no_frame() {
+        let mut message = Message::of_metadata(b"metadata");
+        assert_eq!((message.get_u8(), message.get_u32() as usize), (0, message.remaining()));
+        assert_eq!(FlightData::decode(message).unwrap(), FlightData::new().with_app_metadata("metadata"));
     }
 
     #[test]

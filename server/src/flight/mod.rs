@@ -4,18 +4,22 @@
 //!  port.rs (connections) --> service.rs (methods, by tonic) --> scan::Engine
 //!      |                                                             |  batches
 //!      +--> do_get.rs (stream, figures) <-- message.rs <-- encode.rs (frames of at most 2 MiB)
+//!      +--> exchange.rs (many requests, one stream) <--+
 //! ```
 
 mod actions;
 mod do_get;
 mod encode;
+mod exchange;
 mod message;
 mod port;
 mod service;
 mod status;
+mod unix;
 
 pub use encode::{Encoder, MAX_FRAME_BYTES};
 pub use message::{Frame, Held, Message};
 pub(crate) use port::until;
 pub use port::{FlightPort, serve};
 pub use service::FlightcacheService;
+pub use unix::UnixSocket;

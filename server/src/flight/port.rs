@@ -23,10 +23,12 @@ use tonic::{Code, Status};
 use tower::Service as _;
 
 use super::do_get;
+use super::exchange;
 use super::message::Message;
 use crate::scan::Engine;
 
 const DO_GET_PATH: &str = "/arrow.flight.protocol.FlightService/DoGet";
+const DO_EXCHANGE_PATH: &str = "/arrow.flight.protocol.FlightService/DoExchange";
 /// A peer that does not answer a ping within twice this is taken for gone.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// Requests of one connection under way at a time: many a client sends all of its own over one.
@@ -39,12 +41,24 @@ type AnyBody = UnsyncBoxBody<Message, Box<dyn std::error::Error + Send + Sync>>;
 pub struct FlightPort {
     engine: Arc<Engine>,
     routes: Routes,
+    is_local: bool,
+    stopped: watch::Receiver<bool>,
 }
 
+/// Marks a request that came over a Unix socket.
+#[derive(Clone, Copy)]
+pub(super) struct OverUnixSocket;
+
 impl FlightPort {
-    /// `routes` answer everything but `DoGet`.
-    pub fn new(engine: Arc<Engine>, routes: Routes) -> Self {
-        Self { engine, routes }
+    /// `routes` answer everything but `DoGet` and `DoExchange`. Exchanges end when told to stop.
+    pub fn new(engine: Arc<Engine>, routes: Routes, stopped: watch::Receiver<bool>) -> Self {
+        Self { engine, routes, is_local: false, stopped }
+    }
+
+    /// The same for connections over a Unix socket.
+    #[must_use]
+    pub fn over_unix_socket(self) -> Self {
+        Self { is_local: true, ..self }
     }
 
     async fn answer(self, request: Request<Incoming>) -> Response<AnyBody> {
@@ -59,9 +73,21 @@ impl FlightPort {
         }
     }
 
-    async fn route(mut self, request: Request<Incoming>) -> Response<AnyBody> {
-        if request.uri().path() == DO_GET_PATH && request.method() == http::Method::POST {
-            return do_get::respond(&self.engine, request).await.map(|body| AnyBody::new(body.map_err(|never| match never {})));
+    async fn route(mut self, mut request: Request<Incoming>) -> Response<AnyBody> {
+        if self.is_local {
+            request.extensions_mut().insert(OverUnixSocket);
+        }
+        match request.uri().path() {
+            DO_GET_PATH if request.method() == http::Method::POST => {
+                return do_get::respond(&self.engine, request)
+                    .await
+                    .map(|body| AnyBody::new(body.map_err(|never| match never {})));
+            }
+            DO_EXCHANGE_PATH if request.method() == http::Method::POST => {
+                let response = exchange::respond(&self.engine, request, self.stopped);
+                return response.map(|body| AnyBody::new(body.map_err(|never| match never {})));
+            }
+            _ => {}
         }
         let response = self.routes.call(request).unwrap_or_else(|never: Infallible| match never {}).await;
         response.map(any)
@@ -98,13 +124,14 @@ fn timeout(value: &str) -> Option<Duration> {
 }
 
 /// Answers connections until told to stop; then lets requests under way end. Dropping it ends them.
-pub async fn serve(mut listener: impl Listener, port: FlightPort, stopped: watch::Receiver<bool>) {
+pub async fn serve(mut listener: impl Listener, port: FlightPort) {
+    let stopped = port.stopped.clone();
     let mut connections = JoinSet::new();
-    let mut stop = pin!(until(stopped.clone()));
+    let mut stop = pin!(until(stopped));
     loop {
         tokio::select! {
             (stream, _) = listener.accept() => {
-                connections.spawn(connection(stream, port.clone(), stopped.clone()));
+                connections.spawn(connection(stream, port.clone()));
             }
             Some(_) = connections.join_next() => {}
             () = &mut stop => break,
@@ -115,10 +142,11 @@ pub async fn serve(mut listener: impl Listener, port: FlightPort, stopped: watch
     while connections.join_next().await.is_some() {}
 }
 
-async fn connection<S>(stream: S, port: FlightPort, stopped: watch::Receiver<bool>)
+async fn connection<S>(stream: S, port: FlightPort)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
+    let stopped = port.stopped.clone();
     let mut http = http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE_INTERVAL).keep_alive_timeout(KEEP_ALIVE_INTERVAL);
     http.max_concurrent_streams(MAX_CONCURRENT_STREAMS);

@@ -16,6 +16,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::actions;
+use super::port::OverUnixSocket;
 use super::status::status;
 use crate::admin::ScanMeter;
 use crate::scan::{Engine, ipc_schema};
@@ -49,13 +50,17 @@ impl FlightcacheService {
         result.map_err(|error| status(&error))
     }
 
-    async fn flight_info(&self, descriptor: FlightDescriptor) -> Result<FlightInfo> {
+    /// `is_local` says that the client came over a Unix socket.
+    async fn flight_info(&self, descriptor: FlightDescriptor, is_local: bool) -> Result<FlightInfo> {
         let started = Instant::now();
         let request = scan_of(&descriptor)?;
         let url = request.url.clone();
         let meter = Arc::new(ScanMeter::default());
         let plan = self.engine.plan(request, None, &meter).await?;
         let map = self.engine.slot_map();
+        // Without a location, a share is to be had over the connection that told of it. The socket's path may mean something
+        // else, or nothing, where the client is.
+        let is_here = is_local && map.nodes().len() == 1;
         let mut info = FlightInfo {
             schema: encapsulated(&ipc_schema(&plan.schema)?),
             flight_descriptor: Some(descriptor),
@@ -65,11 +70,12 @@ impl FlightcacheService {
             ..FlightInfo::default()
         };
         for (ticket, slot) in plan.shares(map.epoch(), SHARE_BYTES, MAX_SHARES)? {
-            let location = map.owner(slot).uri.iter().map(|uri| Location { uri: uri.clone() });
+            let owner = Some(map.owner(slot)).filter(|_| !is_here);
+            let location = owner.and_then(|owner| owner.uri.as_ref()).map(|uri| Location { uri: uri.clone() });
             let metadata = serde_json::json!({"slot": slot, "epoch": map.epoch()});
             info.endpoint.push(FlightEndpoint {
                 ticket: Some(FlightTicket { ticket: ticket.encode().into() }),
-                location: location.collect(),
+                location: location.into_iter().collect(),
                 expiration_time: None,
                 app_metadata: metadata.to_string().into(),
             });
@@ -156,7 +162,8 @@ impl FlightService for FlightcacheService {
     type DoExchangeStream = Frames<FlightData>;
 
     async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Answer<FlightInfo> {
-        let info = self.flight_info(request.into_inner()).await;
+        let is_local = request.extensions().get::<OverUnixSocket>().is_some();
+        let info = self.flight_info(request.into_inner(), is_local).await;
         self.count("get_flight_info", info).map(Response::new)
     }
 
@@ -200,7 +207,8 @@ impl FlightService for FlightcacheService {
         unsupported("DoPut")
     }
 
+    /// Never called, like `do_get`.
     async fn do_exchange(&self, _: Request<Streaming<FlightData>>) -> Answer<Self::DoExchangeStream> {
-        unsupported("DoExchange")
+        unsupported("DoExchange behind another port than Flightcache's")
     }
 }

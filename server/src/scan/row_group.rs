@@ -309,7 +309,7 @@ impl Column {
     }
 
     /// Bytes a row takes in the announced type, about.
-    fn row_bytes(&self) -> u64 {
+    pub(crate) fn row_bytes(&self) -> u64 {
         match self {
             Self::Chunk(chunk) => chunk.row_bytes(),
             Self::Constant(value) => value.size() as u64,

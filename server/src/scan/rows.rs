@@ -23,7 +23,7 @@ use crate::parquet::{SLICE_ROWS, decode_bands, fixed_bytes};
 use crate::record::RequestRecord;
 
 /// Row groups read at a time.
-const ROW_GROUPS_AT_A_TIME: usize = 4;
+pub(super) const ROW_GROUPS_AT_A_TIME: usize = 4;
 /// The distinct rows of an answer are held in memory until it is sent, so they are bounded.
 const MAX_ANSWER_BYTES: u64 = 256 << 20;
 /// Rows may be asked for many times; batches are bounded all the same.
@@ -48,7 +48,12 @@ impl Answer {
         let failed = |e: arrow::error::ArrowError| Error::internal(format!("{}: row read: {e}", plan.request.url));
         let places = &self.places[*at..self.places.len().min(*at + self.step)];
         *at += places.len();
-        let mut rows = take_record_batch(&self.distinct, &UInt64Array::from(places.to_vec())).map_err(failed)?;
+        let mut rows = if self.read.is_empty() {
+            // Of no columns, nothing tells how many rows were taken.
+            batch(self.distinct.schema_ref(), Vec::new(), places.len())?
+        } else {
+            take_record_batch(&self.distinct, &UInt64Array::from(places.to_vec())).map_err(failed)?
+        };
         let column = |rows: &RecordBatch, column: &usize| match self.read.binary_search(column) {
             Ok(at) => Ok(Arc::clone(rows.column(at))),
             Err(_) => Err(Error::internal("a column was not read")),
@@ -282,7 +287,7 @@ impl Engine {
     }
 }
 
-fn take_from(chunk: &PinnedChunk, offsets: &UInt32Array) -> Result<ArrayRef> {
+pub(super) fn take_from(chunk: &PinnedChunk, offsets: &UInt32Array) -> Result<ArrayRef> {
     let failed = |e: arrow::error::ArrowError| Error::internal(format!("row read: {e}"));
     if let Some(array) = chunk.whole() {
         return take(array, offsets, None).map_err(failed);
@@ -292,7 +297,7 @@ fn take_from(chunk: &PinnedChunk, offsets: &UInt32Array) -> Result<ArrayRef> {
     arrow::compute::interleave(&pieces, &places).map_err(failed)
 }
 
-fn settle(array: ArrayRef, data_type: &arrow::datatypes::DataType) -> Result<ArrayRef> {
+pub(super) fn settle(array: ArrayRef, data_type: &arrow::datatypes::DataType) -> Result<ArrayRef> {
     if array.data_type() == data_type {
         Ok(array)
     } else {
@@ -300,7 +305,7 @@ fn settle(array: ArrayRef, data_type: &arrow::datatypes::DataType) -> Result<Arr
     }
 }
 
-fn batch(schema: &Arc<Schema>, arrays: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
+pub(super) fn batch(schema: &Arc<Schema>, arrays: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
     RecordBatch::try_new_with_options(Arc::clone(schema), arrays, &options).map_err(|e| Error::internal(e.to_string()))
 }
