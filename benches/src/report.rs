@@ -163,6 +163,9 @@ pub struct SimulationPoint {
     pub hit_rate_by_requests: f64,
     /// Share of the bytes asked for that hit, 0 to 1.
     pub hit_rate_by_bytes: f64,
+    /// Share of the bytes asked for that had to be decoded, 0 to 1, where forms of residency are compared.
+    #[serde(default)]
+    pub decoded_share: Option<f64>,
 }
 
 /// A server under rising load.

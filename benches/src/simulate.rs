@@ -7,6 +7,7 @@
 mod segmented_lru;
 #[cfg(test)]
 mod tests;
+mod two_forms;
 
 use bytesize::ByteSize;
 use clap::Args;
@@ -15,6 +16,7 @@ use flightcache_server::Settings;
 use flightcache_traces::{Belady, HitRates, Lru, Trace, footprint_bytes, simulate};
 
 pub use segmented_lru::SegmentedLru;
+pub use two_forms::TwoForms;
 
 use crate::output::{self, Output};
 use crate::report::{Simulation, SimulationPoint};
@@ -37,6 +39,13 @@ pub struct Options {
     /// several are compared.
     #[arg(long, value_name = "SHARE", value_delimiter = ',', default_values_t = [Settings::default().protected_share], value_parser = protected_share)]
     pub protected_share: Vec<f64>,
+    /// Compare forms of residency instead of policies: arrays only, Parquet bytes only, or both (`auto`). A trace's bytes are
+    /// then those of arrays.
+    #[arg(long)]
+    pub residency: bool,
+    /// With --residency: how many times larger arrays are than Parquet bytes; 5.6 is lineitem of TPC-H with Snappy.
+    #[arg(long, value_name = "TIMES", default_value_t = 5.6, value_parser = expansion, requires = "residency")]
+    pub expansion: f64,
     /// Where the figures go.
     #[command(flatten)]
     pub output: Output,
@@ -51,6 +60,9 @@ pub fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         options.traces.iter().map(|name| workload(name, Scale::Simulated)).collect::<Result<_, _>>()?
     };
     let (shares, protected_shares) = (ascending(&options.shares), ascending(&options.protected_share));
+    if options.residency {
+        return residency(options, workloads, &shares);
+    }
     let mut report = output::report("Flightcache: simulated hit rates");
     report.notes = notes(&workloads);
     for Workload { name, about, trace, .. } in workloads {
@@ -80,6 +92,7 @@ pub fn measure(name: String, trace: &Trace, percents: &[f64], protected_shares: 
                 capacity_bytes,
                 hit_rate_by_requests: rates.by_requests(),
                 hit_rate_by_bytes: rates.by_bytes(),
+                decoded_share: None,
             });
         };
         add(LRU.to_owned(), simulate(trace, &mut Lru::new(capacity_bytes)));
@@ -90,6 +103,77 @@ pub fn measure(name: String, trace: &Trace, percents: &[f64], protected_shares: 
         add(BELADY.to_owned(), simulate(trace, &mut Belady::new(capacity_bytes)));
     }
     Simulation { trace: name, footprint_bytes, points }
+}
+
+/// Runs traces against each form of residency.
+fn residency(options: &Options, workloads: Vec<Workload>, percents: &[f64]) -> Result<(), Box<dyn std::error::Error>> {
+    let mut report = output::report("Flightcache: simulated forms of residency");
+    report.notes = vec![format!(
+        "The server's own cache code. Arrays are taken for {} times larger than the Parquet bytes they are made of. A capacity is a share \
+         of all that a trace touches, as arrays; a hit needs no store.",
+        options.expansion
+    )];
+    for Workload { name, about, trace, .. } in workloads {
+        let simulation = measure_forms(name, &trace, percents, options.expansion);
+        println!("\n{}: {about}, footprint as arrays {}", simulation.trace, size(simulation.footprint_bytes));
+        println!("{}", forms_table(&simulation));
+        report.simulations.push(simulation);
+    }
+    println!(
+        "hit: bytes of arrays asked for without the store, in percent; decoded: bytes of arrays that had to be decoded, in percent"
+    );
+    options.output.write(&report)
+}
+
+/// Runs `trace` against caches of arrays, of Parquet bytes, and of both, at each of the capacities.
+pub fn measure_forms(name: String, trace: &Trace, percents: &[f64], expansion: f64) -> Simulation {
+    let footprint_bytes = footprint_bytes(trace);
+    let slots = SegmentedLru::slots(trace);
+    let Settings { partitions, protected_share, .. } = Settings::default();
+    let mut points = Vec::new();
+    for percent in percents {
+        let capacity_share = percent / 100.0;
+        let capacity_bytes = (footprint_bytes as f64 * capacity_share) as u64;
+        let arrow = simulate(trace, &mut SegmentedLru::new(capacity_bytes, protected_share, partitions, &slots));
+        let mut forms = vec![("arrow", arrow, 1.0 - arrow.by_bytes())];
+        for (form, is_auto) in [("parquet", false), ("auto", true)] {
+            let mut policy = TwoForms::new(capacity_bytes, protected_share, partitions, &slots, expansion, is_auto);
+            forms.push((form, simulate(trace, &mut policy), 0.0));
+            if let Some(last) = forms.last_mut() {
+                last.2 = policy.decoded_share();
+            }
+        }
+        points.extend(forms.into_iter().map(|(form, rates, decoded_share)| SimulationPoint {
+            policy: form.to_owned(),
+            capacity_share,
+            capacity_bytes,
+            hit_rate_by_requests: rates.by_requests(),
+            hit_rate_by_bytes: rates.by_bytes(),
+            decoded_share: Some(decoded_share),
+        }));
+    }
+    Simulation { trace: name, footprint_bytes, points }
+}
+
+fn forms_table(simulation: &Simulation) -> Table {
+    let mut table = Table::new();
+    table.load_preset(comfy_table::presets::UTF8_BORDERS_ONLY);
+    let mut header = vec!["capacity".to_owned(), String::new()];
+    let points: Vec<_> = simulation.points.chunk_by(|one, next| one.capacity_bytes == next.capacity_bytes).collect();
+    for point in points.first().copied().unwrap_or_default() {
+        header.extend([format!("{}\nhit", point.policy), "\ndecoded".to_owned()]);
+    }
+    table.set_header(header);
+    table.column_iter_mut().for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+    let text = |share: f64| format!("{:.1}", share * 100.0);
+    for points in points {
+        let mut row = vec![format!("{} %", trimmed(points[0].capacity_share * 100.0)), size(points[0].capacity_bytes)];
+        row.extend(
+            points.iter().flat_map(|point| [text(point.hit_rate_by_bytes), text(point.decoded_share.unwrap_or_default())]),
+        );
+        table.add_row(row);
+    }
+    table
 }
 
 fn table(simulation: &Simulation) -> Table {
@@ -163,8 +247,13 @@ fn ascending(numbers: &[f64]) -> Vec<f64> {
 }
 
 fn percent(text: &str) -> Result<f64, String> {
-    let number = text.trim().parse().ok().filter(|number| *number > 0.0 && *number <= 100.0);
-    number.ok_or_else(|| "a capacity must be above 0 and at most 100 percent".to_owned())
+    let number = text.trim().parse().ok().filter(|number| *number > 0.0 && *number <= 1_000.0);
+    number.ok_or_else(|| "a capacity must be above 0 and at most 1000 percent".to_owned())
+}
+
+fn expansion(text: &str) -> Result<f64, String> {
+    let number = text.trim().parse().ok().filter(|number| (1.0..=1_000.0).contains(number));
+    number.ok_or_else(|| "arrays must be 1 to 1000 times larger than bytes".to_owned())
 }
 
 fn protected_share(text: &str) -> Result<f64, String> {

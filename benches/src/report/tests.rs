@@ -33,6 +33,7 @@ fn simulation(points: impl IntoIterator<Item = (f64, f64)>) -> Report {
         capacity_bytes: 1 << 20,
         hit_rate_by_requests: rate,
         hit_rate_by_bytes: rate,
+        decoded_share: None,
     };
     let points = points.into_iter().map(point).collect();
     Report { simulations: vec![Simulation { trace: "t".into(), footprint_bytes: 1 << 30, points }], ..Report::default() }

@@ -173,9 +173,28 @@ fn arguments_are_checked() {
     assert_eq!(ascending(&options.shares), [5.0, 100.0]);
     assert_eq!(options.protected_share, [0.0, 0.8]);
     assert_eq!(options.traces, ["1m", "zipf"]);
-    for shares in ["0", "101", "-1", "5,,10", "half", "NaN"] {
+    for shares in ["0", "1001", "-1", "5,,10", "half", "NaN"] {
         let error = parse(&[&format!("--shares={shares}")]).unwrap_err();
-        assert!(error.contains("above 0 and at most 100"), "{error}");
+        assert!(error.contains("above 0 and at most 1000"), "{error}");
     }
     assert!(parse(&["--protected-share", "1.1"]).unwrap_err().contains("must be 0 to 1"));
+}
+
+#[test]
+fn bytes_fit_where_arrays_do_not() {
+    // A circle that fits as bytes, and not as arrays.
+    let trace = Trace { accesses: (0..400).map(|at| Access::whole_object(at, at, (at % 40).to_string(), 1_000, 1)).collect() };
+    let simulation = measure_forms("circle".to_owned(), &trace, &[50.0, 200.0], 5.0);
+    let [arrow, parquet, auto, full @ ..] = &simulation.points[..] else { panic!("three forms at two capacities") };
+    let first_round = 0.1;
+    for point in [parquet, auto] {
+        assert!((point.hit_rate_by_bytes - (1.0 - first_round)).abs() < 1e-9, "{point:?}");
+    }
+    assert!(arrow.hit_rate_by_bytes < 0.5);
+    assert_eq!(parquet.decoded_share, Some(1.0));
+    // What fits beside the bytes stays as arrays.
+    assert!(auto.decoded_share.is_some_and(|share| share < 0.85), "{auto:?}");
+    for point in full.iter().filter(|point| point.policy != "parquet") {
+        assert!(point.decoded_share.is_some_and(|share| (share - first_round).abs() < 1e-9), "{point:?}");
+    }
 }
