@@ -229,7 +229,7 @@ fn of_files(mut trace: Trace) -> Trace {
         if let Some(number) = file(&access.url)
             && let Some(size) = original::object_size(number)
         {
-            (access.url, access.bytes, access.rows) = (format!("{number}.parquet"), vec![size.bytes], size.rows);
+            (access.url, access.bytes, access.rows) = (format!("{number}.parquet").into(), vec![size.bytes], size.rows);
         }
     }
     trace
@@ -257,7 +257,7 @@ fn in_turn(phases: Vec<Trace>) -> Trace {
             (last_us, last_request) = (access.at_us, access.request);
             access.at_us += start_us;
             access.request += requests;
-            access.url = format!("set-{index}/{}", access.url);
+            access.url = format!("set-{index}/{}", access.url).into();
             accesses.push(access);
         }
         start_us += last_us;

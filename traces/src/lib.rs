@@ -22,4 +22,4 @@ pub mod trace;
 
 pub use error::{Error, Problem, Result};
 pub use simulate::{Belady, HitRates, ItemKey, Lru, Policy, footprint_bytes, simulate};
-pub use trace::{Access, Request, Trace, WHOLE_OBJECT};
+pub use trace::{Access, Columns, Request, Trace, WHOLE_OBJECT};

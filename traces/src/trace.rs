@@ -11,17 +11,27 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, Write};
+use std::sync::{Arc, LazyLock};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Problem, Result};
 use crate::lines::for_each_line;
 
+mod shared;
+
+use shared::Shared;
+
 /// The one column of an access to a whole object.
 pub const WHOLE_OBJECT: &str = "*";
 
 /// Longer lines are refused.
 pub const MAX_LINE_BYTES: usize = 1 << 20;
+
+/// Names of columns, in order. Lines of a trace that is read share equal ones: there are many lines, and few names.
+pub type Columns = Arc<[Arc<str>]>;
+
+static ALL_COLUMNS: LazyLock<Columns> = LazyLock::new(|| Arc::new([Arc::from(WHOLE_OBJECT)]));
 
 /// What a request reads of one row group, or of an object as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,11 +42,13 @@ pub struct Access {
     /// Number of the request; no other request of the trace has it.
     pub request: u64,
     /// The object: a URL, or a name that the player puts a prefix in front of.
-    pub url: String,
+    #[serde(with = "shared::text")]
+    pub url: Arc<str>,
     /// The row group; `None`: the whole object, and the only column is [`WHOLE_OBJECT`].
     pub row_group: Option<u32>,
     /// The columns read.
-    pub columns: Vec<String>,
+    #[serde(with = "shared::list")]
+    pub columns: Columns,
     /// Decoded bytes, by column; an estimate where nothing was decoded.
     pub bytes: Vec<u64>,
     /// Rows of the answer that come from here; 0 if it is not known.
@@ -48,8 +60,8 @@ pub struct Access {
 
 impl Access {
     /// The reading of an object as a whole.
-    pub fn whole_object(at_us: u64, request: u64, url: impl Into<String>, bytes: u64, rows: u64) -> Self {
-        let columns = vec![WHOLE_OBJECT.to_owned()];
+    pub fn whole_object(at_us: u64, request: u64, url: impl Into<Arc<str>>, bytes: u64, rows: u64) -> Self {
+        let columns = Arc::clone(&ALL_COLUMNS);
         Self { at_us, request, url: url.into(), row_group: None, columns, bytes: vec![bytes], rows, hit: None }
     }
 
@@ -76,7 +88,7 @@ impl Access {
         if let Some((field, len)) = lengths.into_iter().find(|(_, len)| *len != columns) {
             return Err(Problem::Length { columns, field, len });
         }
-        if self.row_group.is_none() && self.columns != [WHOLE_OBJECT] {
+        if self.row_group.is_none() && self.columns != *ALL_COLUMNS {
             return Err(Problem::WholeObject);
         }
         Ok(())
@@ -101,7 +113,7 @@ impl<'a> Request<'a> {
 
     /// The objects it reads, in the order of their first use.
     pub fn urls(&self) -> Vec<&'a str> {
-        distinct(self.accesses.iter().map(|access| access.url.as_str()))
+        distinct(self.accesses.iter().map(|access| &*access.url))
     }
 
     /// The objects in that order, each with the columns it reads of it, in the order of their first use; [`WHOLE_OBJECT`] stands
@@ -109,9 +121,9 @@ impl<'a> Request<'a> {
     pub fn objects(&self) -> Vec<(&'a str, Vec<&'a str>)> {
         let mut accesses: HashMap<&str, Vec<&Access>> = HashMap::new();
         for access in self.accesses {
-            accesses.entry(access.url.as_str()).or_default().push(access);
+            accesses.entry(&access.url).or_default().push(access);
         }
-        let columns = |url| distinct(accesses[url].iter().flat_map(|access| access.columns.iter().map(String::as_str)));
+        let columns = |url| distinct(accesses[url].iter().flat_map(|access| access.columns.iter().map(|column| &**column)));
         self.urls().into_iter().map(|url| (url, columns(url))).collect()
     }
 }
@@ -133,9 +145,11 @@ impl Trace {
     /// file, and must not be earlier than its first one.
     pub fn read(input: impl BufRead) -> Result<Self> {
         let mut trace = Self::default();
+        let mut shared = Shared::default();
         let mut starts_us = HashMap::new();
         for_each_line(input, |_, line| {
-            let access = Access::from_line(line)?;
+            let mut access = Access::from_line(line)?;
+            shared.share(&mut access);
             let start_us = *starts_us.entry(access.request).or_insert(access.at_us);
             if access.at_us < start_us {
                 return Err(Problem::Time { at_us: access.at_us, start_us });

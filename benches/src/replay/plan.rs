@@ -137,7 +137,7 @@ fn partial(trace: &Trace) -> usize {
 }
 
 fn row_groups(accesses: &[Access]) -> impl Iterator<Item = (&str, u32)> {
-    accesses.iter().filter_map(|access| Some((access.url.as_str(), access.row_group?)))
+    accesses.iter().filter_map(|access| Some((&*access.url, access.row_group?)))
 }
 
 /// All objects that the schedules read, once each; fails if one is not in the store.

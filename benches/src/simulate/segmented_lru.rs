@@ -35,7 +35,7 @@ impl<'a> SegmentedLru<'a> {
     pub fn slots(trace: &Trace) -> Vec<Slot> {
         let (mut slots, mut known) = (Vec::new(), HashSet::new());
         for access in &trace.accesses {
-            for column in &access.columns {
+            for column in access.columns.iter() {
                 if known.insert((&access.url, access.row_group, column)) {
                     slots.push(Slot::of(&access.url, Part::RowGroup(access.row_group.unwrap_or(0))));
                 }

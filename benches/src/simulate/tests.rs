@@ -86,7 +86,7 @@ fn with_items_of_one_size_it_is_never_above_belady() {
 fn items_have_the_slots_of_their_row_groups() {
     let line = |request, row_group, columns: &[&str]| Access {
         row_group,
-        columns: columns.iter().map(ToString::to_string).collect(),
+        columns: columns.iter().copied().map(std::sync::Arc::from).collect(),
         bytes: vec![1; columns.len()],
         ..Access::whole_object(0, request, "t", 0, 1)
     };

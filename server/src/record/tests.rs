@@ -116,9 +116,9 @@ async fn requests_are_read_in_the_order_of_their_starts() {
     let expected = Access {
         at_us: zero.at_us,
         request: 7,
-        url: "s3://lake/t.parquet".to_owned(),
+        url: "s3://lake/t.parquet".into(),
         row_group: Some(0),
-        columns: vec!["a".to_owned(), "c".to_owned()],
+        columns: Arc::new(["a".into(), "c".into()]),
         bytes: vec![40, 90],
         rows: 5,
         hit: Some(vec![true, false]),
@@ -203,7 +203,7 @@ async fn a_line_that_is_too_long_becomes_several() {
     let lines = disk.lines();
     let lines = &lines[..lines.len() - 1];
     assert!(lines.len() > 1 && lines.iter().all(|line| line.row_group == Some(0)));
-    assert!(lines.iter().flat_map(|line| &line.columns).eq(&names));
+    assert!(lines.iter().flat_map(|line| line.columns.iter()).map(|name| &**name).eq(names.iter()));
     assert!(lines.iter().flat_map(|line| &line.bytes).copied().eq(0..30_000));
     assert!(lines.iter().flat_map(|line| line.hit.iter().flatten()).copied().eq((0..30_000).map(|i| i % 3 == 0)));
     assert_eq!(lines.iter().map(|line| line.rows).sum::<u64>(), 9);

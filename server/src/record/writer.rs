@@ -131,13 +131,13 @@ impl<W: Output> Writer<W> {
 }
 
 fn access(request: u64, line: Line) -> Access {
-    let name = |column: u32| line.schema.fields().get(column as usize).map_or_else(String::new, |field| field.name().clone());
+    let name = |column: u32| line.schema.fields().get(column as usize).map_or("", |field| field.name());
     Access {
         at_us: line.at_us,
         request,
-        url: line.url,
+        url: line.url.into(),
         row_group: Some(line.row_group),
-        columns: line.columns.keys().map(|&column| name(column)).collect(),
+        columns: line.columns.keys().map(|&column| Arc::from(name(column))).collect(),
         bytes: line.columns.values().map(|(bytes, _)| *bytes).collect(),
         rows: line.rows,
         hit: Some(line.columns.values().map(|(_, hit)| *hit).collect()),
@@ -153,15 +153,17 @@ fn push(mut access: Access, text: &mut Vec<u8>) -> Result<(), Problem> {
             Ok(())
         }
         Err(Problem::TooLong) if access.columns.len() > 1 => {
-            let half = access.columns.len() / 2;
+            let (first, second) = access.columns.split_at(access.columns.len() / 2);
+            let (half, first, second) = (first.len(), Arc::from(first), Arc::from(second));
             let rest = Access {
-                columns: access.columns.split_off(half),
+                columns: second,
                 bytes: access.bytes.split_off(half),
                 hit: access.hit.as_mut().map(|hit| hit.split_off(half)),
                 rows: 0,
-                url: access.url.clone(),
+                url: Arc::clone(&access.url),
                 ..access
             };
+            access.columns = first;
             push(access, text)?;
             push(rest, text)
         }

@@ -38,7 +38,8 @@ async fn recorded(cache: Cache, directory: &Path) -> Trace {
 type Lines = Vec<(u32, Vec<String>, u64, Vec<bool>)>;
 
 fn lines(accesses: &[Access]) -> Lines {
-    let line = |a: &Access| (a.row_group.unwrap(), a.columns.clone(), a.rows, a.hit.clone().unwrap());
+    let line =
+        |a: &Access| (a.row_group.unwrap(), a.columns.iter().map(ToString::to_string).collect(), a.rows, a.hit.clone().unwrap());
     accesses.iter().map(line).collect()
 }
 
@@ -105,7 +106,7 @@ async fn a_trace_says_what_clients_read() {
     let mut chunks = HashMap::new();
     for access in &trace.accesses {
         for (column, &bytes) in access.columns.iter().zip(&access.bytes) {
-            let known = *chunks.entry((access.url.clone(), column.clone(), access.row_group)).or_insert(bytes);
+            let known = *chunks.entry((access.url.to_string(), column.to_string(), access.row_group)).or_insert(bytes);
             assert_eq!(known, bytes, "a chunk weighs what it weighed when it was loaded");
         }
     }

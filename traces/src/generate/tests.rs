@@ -37,7 +37,7 @@ fn ranks_follow_zipfs_law() {
     let mut counts = HashMap::new();
     for access in &trace.accesses {
         assert_eq!((access.bytes[0], access.rows), (16_000, 100));
-        *counts.entry(access.url.as_str()).or_insert(0_u32) += 1;
+        *counts.entry(&*access.url).or_insert(0_u32) += 1;
     }
     let harmonic: f64 = (1..=HOT.objects).map(|rank| 1.0 / rank as f64).sum();
     for rank in [1, 2, 3, 10, 30, 100] {
@@ -61,7 +61,7 @@ fn arrivals_are_poisson() {
 fn scans_take_their_share_in_whole_sequences() {
     for share in [0.0, 0.3, 1.0] {
         let trace = scan_mix(Load { requests: 100_000, ..LOAD }, HOT, Scans { share, ..SCANS }).unwrap();
-        let scanned: Vec<&str> = trace.accesses.iter().map(|a| a.url.as_str()).filter(|url| url.starts_with("scan")).collect();
+        let scanned: Vec<&str> = trace.accesses.iter().map(|a| &*a.url).filter(|url| url.starts_with("scan")).collect();
         assert!((scanned.len() as f64 / 1e5 - share).abs() < 0.03, "{} of {share}", scanned.len());
         for (position, url) in scanned.iter().enumerate() {
             assert_eq!(*url, format!("scan-{}.parquet", position as u64 % SCANS.objects + 1));

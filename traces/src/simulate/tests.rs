@@ -99,7 +99,7 @@ fn belady_does_not_push_out_what_is_used_sooner() {
 fn columns_of_row_groups_are_items() {
     let line = |request, row_group, columns: &[&str], bytes: &[u64]| Access {
         row_group: Some(row_group),
-        columns: columns.iter().map(ToString::to_string).collect(),
+        columns: columns.iter().copied().map(std::sync::Arc::from).collect(),
         bytes: bytes.to_vec(),
         ..Access::whole_object(0, request, "t", 0, 1)
     };

@@ -12,8 +12,8 @@ fn access() -> impl Strategy<Value = Access> {
             }
             let hit = recorded.then(|| columns.iter().map(|(_, _, hit)| *hit).collect());
             let bytes = columns.iter().map(|(_, bytes, _)| *bytes).collect();
-            let columns = columns.into_iter().map(|(name, ..)| name).collect();
-            Access { at_us, request, url, row_group, columns, bytes, rows, hit }
+            let columns = columns.into_iter().map(|(name, ..)| Arc::from(name)).collect();
+            Access { at_us, request, url: url.into(), row_group, columns, bytes, rows, hit }
         },
     )
 }
@@ -93,7 +93,7 @@ fn a_line_of_a_mebibyte_is_the_longest() {
         assert_eq!(problem(url(longest + 1) + end), (1, Problem::TooLong));
     }
     let mut access = Access::from_line(GOOD).unwrap();
-    access.url = "t".repeat(longest + 1);
+    access.url = "t".repeat(longest + 1).into();
     assert_eq!(access.to_line(), Err(Problem::TooLong));
 }
 
@@ -109,7 +109,7 @@ fn what_cannot_be_read_is_not_written() {
 fn lines_with_the_same_number_are_a_request_wherever_they_are() {
     let line = |at_us: u64, request: u64, url: &str, column: &str| Access {
         row_group: Some(0),
-        columns: vec![column.to_owned()],
+        columns: Arc::new([column.into()]),
         ..Access::whole_object(at_us, request, url, 8, 1)
     };
     // The second request ends first, and is written between two pieces of the third.
@@ -125,6 +125,23 @@ fn lines_with_the_same_number_are_a_request_wherever_they_are() {
             (3, 12, vec![("t", vec!["a", "c"]), ("u", vec!["a"])], 3)
         ]
     );
+}
+
+#[test]
+fn equal_names_are_held_once() {
+    let line = |request: u64, url: &str, columns: &[&str]| Access {
+        row_group: Some(0),
+        columns: columns.iter().copied().map(Arc::from).collect(),
+        bytes: vec![1; columns.len()],
+        ..Access::whole_object(0, request, url, 8, 1)
+    };
+    let accesses = vec![line(1, "t", &["a", "b"]), line(2, "t", &["a", "b"]), line(3, "u", &["b"])];
+    let read = Trace::read(&written(&Trace { accesses: accesses.clone() })[..]).unwrap().accesses;
+    assert_eq!(read, accesses);
+    assert!(Arc::ptr_eq(&read[0].url, &read[1].url) && Arc::ptr_eq(&read[0].columns, &read[1].columns));
+    assert!(Arc::ptr_eq(&read[0].columns[1], &read[2].columns[0]));
+    // Only what is read holds them: nothing is kept for later.
+    assert_eq!((Arc::strong_count(&read[0].url), Arc::strong_count(&read[0].columns)), (2, 2));
 }
 
 #[test]
