@@ -34,7 +34,7 @@ fn encode(criterion: &mut Criterion) {
         let batches: Vec<_> = (0..ROWS).step_by(8_192).map(|at| whole.slice(at, 8_192)).collect();
         group.throughput(Throughput::Bytes(whole.get_array_memory_size() as u64));
         group.bench_function(BenchmarkId::new("ours", name), |b| {
-            let mut encoder = Encoder::new(&whole.schema()).unwrap();
+            let mut encoder = Encoder::new(&whole.schema(), None).unwrap();
             b.iter(|| batches.iter().map(|batch| encoder.batch(batch).unwrap().len()).sum::<usize>());
         });
         group.bench_function(BenchmarkId::new("arrow-flight", name), |b| {

@@ -44,7 +44,7 @@ impl tower::Service<Request<Body>> for Canned {
 
 /// The answer with these batches, as our server sends it, in DATA frames of this size.
 fn canned(whole: &RecordBatch, frame_bytes: usize) -> Canned {
-    let mut encoder = Encoder::new(&whole.schema()).unwrap();
+    let mut encoder = Encoder::new(&whole.schema(), None).unwrap();
     let mut messages = vec![encoder.schema()];
     for at in (0..ROWS).step_by(8_192) {
         messages.extend(encoder.batch(&whole.slice(at, 8_192)).unwrap());

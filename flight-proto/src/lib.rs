@@ -20,7 +20,7 @@ pub mod ticket;
 
 pub use error::{Error, ErrorKind, Result};
 pub use object::{ObjectId, Version};
-pub use scan::{Populate, ScanRequest, ScanStats};
+pub use scan::{Compression, Populate, ScanRequest, ScanStats};
 pub use slot::{Part, SLOT_COUNT, Slot};
 pub use slot_map::{Node, SlotMap};
 pub use ticket::{ObjectShare, Share, Ticket};

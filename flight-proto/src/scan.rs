@@ -17,6 +17,16 @@ pub enum Populate {
     Never,
 }
 
+/// How the record batches of an answer are compressed, as Arrow IPC has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    /// Frames of LZ4: fast.
+    Lz4,
+    /// Zstandard: smaller, and slower.
+    Zstd,
+}
+
 /// What to read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -38,6 +48,9 @@ pub struct ScanRequest {
     /// Whether what this scan reads may stay in the cache.
     #[serde(default)]
     pub populate: Populate,
+    /// How the answer is to be compressed. It costs the server CPU, and pays on links slower than a few Gbit/s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
 }
 
 impl ScanRequest {
@@ -78,6 +91,12 @@ impl From<ScanRequest> for pb::ScanRequest {
                 Populate::Never => pb::Populate::Never,
             }
             .into(),
+            compression: match scan.compression {
+                None => pb::Compression::None,
+                Some(Compression::Lz4) => pb::Compression::Lz4,
+                Some(Compression::Zstd) => pb::Compression::Zstd,
+            }
+            .into(),
         }
     }
 }
@@ -91,6 +110,12 @@ impl TryFrom<pb::ScanRequest> for ScanRequest {
             Ok(pb::Populate::Never) => Populate::Never,
             Err(_) => return Err(Error::invalid(format!("scan request: unknown populate value {}", message.populate))),
         };
+        let compression = match pb::Compression::try_from(message.compression) {
+            Ok(pb::Compression::None) => None,
+            Ok(pb::Compression::Lz4) => Some(Compression::Lz4),
+            Ok(pb::Compression::Zstd) => Some(Compression::Zstd),
+            Err(_) => return Err(Error::invalid(format!("scan request: unknown compression {}", message.compression))),
+        };
         if message.no_columns && !message.columns.is_empty() {
             return Err(Error::invalid("scan request: columns are named although no_columns is set"));
         }
@@ -101,6 +126,7 @@ impl TryFrom<pb::ScanRequest> for ScanRequest {
             limit: message.limit,
             rows: (!message.rows.is_empty()).then_some(message.rows),
             populate,
+            compression,
         })
     }
 }
@@ -172,14 +198,16 @@ mod tests {
             proptest::option::of(any::<u64>()),
             proptest::option::of(proptest::collection::vec(any::<u64>(), 1..4)),
             any::<bool>(),
+            proptest::option::of(prop_oneof![Just(Compression::Lz4), Just(Compression::Zstd)]),
         )
-            .prop_map(|(url, columns, filter, limit, rows, never)| ScanRequest {
+            .prop_map(|(url, columns, filter, limit, rows, never, compression)| ScanRequest {
                 url,
                 columns,
                 filter,
                 limit,
                 rows,
                 populate: if never { Populate::Never } else { Populate::Auto },
+                compression,
             })
     }
 

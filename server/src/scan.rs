@@ -55,7 +55,7 @@ pub struct Engine {
     residency: Residency,
     limits: FetchLimits,
     planner: Arc<Planner>,
-    /// Decoding and filtering take a permit each: as many at a time as there are cores.
+    /// Decoding, filtering and compressing take a permit each: as many at a time as there are cores.
     cpu: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     read_ahead_bytes: u64,
@@ -110,6 +110,11 @@ impl Engine {
     /// The server's metrics.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// Permits for work that keeps a core busy.
+    pub(crate) fn cpu(&self) -> &Arc<Semaphore> {
+        &self.cpu
     }
 
     /// Which node owns which slot.

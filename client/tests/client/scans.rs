@@ -77,6 +77,7 @@ async fn the_request_arrives_as_it_was_made() {
         limit: Some(9),
         rows: Some(vec![4, 4, 1]),
         populate: Populate::Never,
+        compression: None,
     };
     assert_eq!(scan.request(), &expected);
     let stream = scan.send().await.unwrap();

@@ -100,7 +100,7 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
         self.evict_overflow();
     }
 
-    /// Removes entries whose key matches, and keeps loads of such keys that are under way from being inserted: who waits
+    /// Removes entries whose key matches, forgets that there were others, and keeps loads of such keys that are under way from being inserted: who waits
     /// for one still gets its value, who comes later loads anew. Returns the number and bytes of removed entries.
     ///
     /// `matches` runs under a partition's lock and must not use the cache.
@@ -109,6 +109,7 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
         for at in 0..self.partitions.len() {
             let removed: Vec<Pinned<V>> = self.with_partition_at(at, |partition| {
                 partition.in_flight.retain(|key, _| !matches(key));
+                partition.forget_ghosts(&matches);
                 let keys: Vec<K> = partition.entries().map(|(key, _)| key).filter(|key| matches(key)).cloned().collect();
                 let removed = keys.iter().filter_map(|key| partition.remove(key));
                 removed.inspect(|(entry, segment)| self.detach(entry, *segment)).map(|(entry, _)| entry).collect()

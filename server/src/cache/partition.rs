@@ -217,6 +217,14 @@ impl<K: Hash + Eq + Clone, V, E> Partition<K, V, E> {
         Some(entry)
     }
 
+    /// Forgets evicted entries whose key matches.
+    pub(super) fn forget_ghosts(&mut self, matches: impl Fn(&K) -> bool) {
+        let keys: Vec<K> = self.ghosts.iter().map(|(key, _)| key).filter(|key| matches(key)).cloned().collect();
+        for key in keys {
+            self.ghosts.pop(&key);
+        }
+    }
+
     pub(super) fn entries(&self) -> impl Iterator<Item = (&K, &Entry<V>)> {
         self.segments.iter().flatten().map(|(key, slot)| (key, &*slot.entry))
     }

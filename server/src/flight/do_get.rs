@@ -4,8 +4,8 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -20,6 +20,8 @@ use http_body::{Body, Frame};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use prost::Message as _;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::encode::Encoder;
 use super::message::Message;
@@ -29,6 +31,9 @@ use crate::scan::{Engine, ScanPlan};
 
 /// Large enough for a million row numbers.
 const MAX_TICKET_BYTES: usize = 16 << 20;
+
+/// Compressed messages that wait for the connection.
+const MESSAGES_AHEAD: usize = 2;
 
 /// Says in the log and in the metrics how a scan ended, however it ended.
 struct Ending {
@@ -165,7 +170,8 @@ async fn open(engine: &Arc<Engine>, ticket: &[u8], meter: &Arc<ScanMeter>) -> Re
     };
     let plan = Arc::new(engine.plan(request, share, meter).await?);
     // Before there is an ending: each failure is counted by the ending or by the caller.
-    let mut encoder = Encoder::new(&plan.schema)?;
+    let compression = plan.request.compression;
+    let encoder = Encoder::new(&plan.schema, compression)?;
     let metrics = Arc::clone(engine.metrics());
     metrics.active_scans.inc();
     let ending = Ending {
@@ -177,19 +183,35 @@ async fn open(engine: &Arc<Engine>, ticket: &[u8], meter: &Arc<ScanMeter>) -> Re
     };
     let mut batches = Box::pin(engine.execute(plan, Arc::clone(meter)));
     let meter = Arc::clone(meter);
+    let cpu = compression.map(|_| Arc::clone(engine.cpu()));
     let frames = async_stream::stream! {
         // Moved in whole: its drop is what reports the end.
         let mut ending = ending;
         yield Ok(encoder.schema().into_message(b"", None));
+        let encoder = Arc::new(Mutex::new(encoder));
         let mut is_first = true;
         loop {
             let next = async {
                 let batch = batches.next().await?;
-                let started = Instant::now();
-                let encoded = batch.and_then(|batch| Ok((batch.rows.num_rows() as u64, encoder.batch(&batch.rows)?, batch.held)));
-                add_time(&meter.encode_us, started.elapsed());
-                metrics.encode_seconds.observe(started.elapsed().as_secs_f64());
-                Some(encoded)
+                let (rows, held) = match batch {
+                    Ok(batch) => (batch.rows, batch.held),
+                    Err(error) => return Some(Err(error)),
+                };
+                let count = rows.num_rows() as u64;
+                let (encoder, meter, metrics) = (Arc::clone(&encoder), Arc::clone(&meter), Arc::clone(&metrics));
+                let encode = move || {
+                    let started = Instant::now();
+                    let encoded = encoder.lock().unwrap_or_else(PoisonError::into_inner).batch(&rows);
+                    add_time(&meter.encode_us, started.elapsed());
+                    metrics.encode_seconds.observe(started.elapsed().as_secs_f64());
+                    encoded
+                };
+                let (encoded, held) = match &cpu {
+                    // Nothing is copied: it takes microseconds, and the frames show what is held.
+                    None => (encode(), held),
+                    Some(cpu) => (off_the_async_threads(cpu, encode).await, None),
+                };
+                Some(encoded.map(|frames| (count, frames, held)))
             };
             // A panic must reach the client as an error, not as a stream that was reset.
             let next = std::panic::AssertUnwindSafe(next).catch_unwind().await;
@@ -217,5 +239,39 @@ async fn open(engine: &Arc<Engine>, ticket: &[u8], meter: &Arc<ScanMeter>) -> Re
         }
         ending.outcome = None;
     };
-    Ok(frames.boxed())
+    Ok(if compression.is_some() { ahead(frames.boxed()) } else { frames.boxed() })
+}
+
+async fn off_the_async_threads<T: Send + 'static>(
+    cpu: &Arc<Semaphore>,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let Ok(permit) = Arc::clone(cpu).acquire_owned().await else { return Err(gave_up()) };
+    let work = move || {
+        let _permit = permit;
+        work()
+    };
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(gave_up()))
+}
+
+/// Makes some messages ahead of the connection that takes them, in a task of its own, which ends with the stream.
+fn ahead(mut messages: BoxStream<'static, Result<Message>>) -> BoxStream<'static, Result<Message>> {
+    let (sender, mut made) = mpsc::channel(MESSAGES_AHEAD);
+    let making = AbortOnDropHandle::new(tokio::spawn(async move {
+        while let Some(message) = messages.next().await {
+            // Whoever took them is gone.
+            if sender.send(message).await.is_err() {
+                return;
+            }
+        }
+    }));
+    let messages = async_stream::stream! {
+        while let Some(message) = made.recv().await {
+            yield message;
+        }
+        if making.await.is_err() {
+            yield Err(gave_up());
+        }
+    };
+    messages.boxed()
 }

@@ -6,8 +6,9 @@ use arrow::array::{Array, ArrayRef, AsArray as _, RecordBatch, RecordBatchOption
 use arrow::buffer::Buffer;
 use arrow::compute::take;
 use arrow::datatypes::{DataType, SchemaRef};
-use arrow::ipc::writer::StreamEncoder;
-use flightcache_proto::{Error, ErrorKind, Result};
+use arrow::ipc::CompressionType;
+use arrow::ipc::writer::{IpcWriteOptions, StreamEncoder};
+use flightcache_proto::{Compression, Error, ErrorKind, Result};
 
 use super::message::Frame;
 
@@ -28,9 +29,16 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// An encoder of batches of this schema.
-    pub fn new(schema: &SchemaRef) -> Result<Self> {
-        let mut stream = StreamEncoder::try_new(schema).map_err(|e| Error::internal(format!("encoding a schema: {e}")))?;
+    /// An encoder of batches of this schema. What is compressed shares no memory.
+    pub fn new(schema: &SchemaRef, compression: Option<Compression>) -> Result<Self> {
+        let codec = compression.map(|compression| match compression {
+            Compression::Lz4 => CompressionType::LZ4_FRAME,
+            Compression::Zstd => CompressionType::ZSTD,
+        });
+        let stream = IpcWriteOptions::default()
+            .try_with_compression(codec)
+            .and_then(|options| StreamEncoder::try_new_with_options(schema, options));
+        let mut stream = stream.map_err(|e| Error::internal(format!("encoding a schema: {e}")))?;
         // The library sends the schema with the first batch; it is needed before there is one.
         let encoded = stream.encode(&RecordBatch::new_empty(Arc::clone(schema)));
         let mut encoded = encoded.map_err(|e| Error::internal(format!("encoding a schema: {e}")))?.into_iter();
@@ -210,8 +218,8 @@ mod tests {
         prost::Message::decode(message).unwrap()
     }
 
-    async fn round_trip(batch: &RecordBatch) -> (Vec<FlightData>, Vec<RecordBatch>) {
-        let mut encoder = Encoder::new(&batch.schema()).unwrap();
+    async fn round_trip(batch: &RecordBatch, compression: Option<Compression>) -> (Vec<FlightData>, Vec<RecordBatch>) {
+        let mut encoder = Encoder::new(&batch.schema(), compression).unwrap();
         let frames: Vec<_> = encoder.batch(batch).unwrap().into_iter().map(flight_data).collect();
         let schema = flight_data(encoder.schema());
         let stream = futures::stream::iter(std::iter::once(schema).chain(frames.clone()).map(Ok));
@@ -228,7 +236,16 @@ mod tests {
     async fn check(name: &str, row_bytes: usize, array: ArrayRef) {
         let batch = RecordBatch::try_from_iter([("c", array)]).unwrap();
         for slice in [batch.clone(), batch.slice(batch.num_rows() / 3, batch.num_rows() / 3)] {
-            let (frames, decoded) = round_trip(&slice).await;
+            for compression in [Compression::Lz4, Compression::Zstd] {
+                let (frames, decoded) = round_trip(&slice, Some(compression)).await;
+                assert!(
+                    frames.iter().all(|frame| prost::Message::encoded_len(frame) <= MAX_FRAME_BYTES),
+                    "{name}, {compression:?}"
+                );
+                let joined = arrow::compute::concat_batches(&slice.schema(), &decoded).unwrap();
+                assert_eq!(joined, slice, "{name}, {compression:?}");
+            }
+            let (frames, decoded) = round_trip(&slice, None).await;
             let largest = frames.iter().map(prost::Message::encoded_len).max().unwrap_or(0);
             assert!(largest <= MAX_FRAME_BYTES, "{name}: {largest}");
             let joined = arrow::compute::concat_batches(&slice.schema(), &decoded).unwrap();
@@ -261,7 +278,7 @@ mod tests {
     fn a_row_that_cannot_fit_is_refused_by_name() {
         let huge = BinaryArray::from(vec![&vec![7_u8; 3 << 20][..]]);
         let batch = RecordBatch::try_from_iter([("blob", Arc::new(huge) as ArrayRef)]).unwrap();
-        let error = Encoder::new(&batch.schema()).unwrap().batch(&batch).unwrap_err();
+        let error = Encoder::new(&batch.schema(), None).unwrap().batch(&batch).unwrap_err();
         assert_eq!(error.kind, ErrorKind::ResourceExhausted);
         assert!(error.message.contains("blob"), "{error}");
     }

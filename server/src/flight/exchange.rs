@@ -611,7 +611,7 @@ impl Schemas {
             let message = format!("a stream's answers have at most {MAX_SCHEMAS} schemas: open another stream");
             return Err(Error::new(ErrorKind::ResourceExhausted, message));
         }
-        let encoder = Encoder::new(schema)?;
+        let encoder = Encoder::new(schema, None)?;
         let number = self.0.len() as u32;
         let answers = Answers { schema: number, ..Answers::default() };
         ready.push_back(encoder.schema().into_message(&answers.encode(form), None));

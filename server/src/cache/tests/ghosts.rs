@@ -89,3 +89,11 @@ fn few_large_entries_do_not_make_it_remember_ever_more_small_ones() {
     (6400..6500).for_each(|key| assert!(!get(&cache, key, 4, 1).0));
     assert_eq!(cache.stats().returned, 100);
 }
+
+#[test]
+fn what_is_removed_is_not_remembered_either() {
+    let cache = with_a_ghost(1);
+    cache.remove_if(|key| key.0 == 1000);
+    assert!(!get(&cache, 1000, 4, 10).0);
+    assert_eq!(cache.stats().returned, 0);
+}
