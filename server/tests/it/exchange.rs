@@ -455,3 +455,32 @@ async fn templates_come_and_go() {
     drop(exchange);
     cache.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_of_many_columns_are_joined_as_far_as_is_good() {
+    let cache = Cache::start().await;
+    cache.store.put("wide.parquet", file(0, 5_000, 1_000, 60)).await;
+    for form in [Form::Json, Form::Protobuf] {
+        let mut raw = Raw::open(&cache, form).await;
+        // More than is read together, which is not known before there is a plan.
+        let (tags, rows): (Vec<u64>, Vec<u64>) = ((0..64).collect(), (0..64 * 60).map(|i| i * 7_919 % 5_000).collect());
+        let open = serde_json::json!([{"template": 1, "scan": {"url": "s3://lake/wide.parquet"}}]);
+        let reads = serde_json::json!([{"template": 1, "tags": tags, "counts": vec![60; 64], "rows": rows}]);
+        raw.ask(&serde_json::json!({"open": open, "rows": reads}).to_string()).await;
+        let (schema, _) = raw.next().await;
+        let schema = Arc::new(arrow::datatypes::Schema::try_from(&schema).unwrap());
+        let mut answered = Vec::new();
+        let mut messages = 0;
+        while answered.len() < rows.len() {
+            let (data, answers) = raw.next().await;
+            assert!(answers.errors.is_empty() && !answers.more);
+            answered.extend(column(&flight_data_to_arrow_batch(&data, Arc::clone(&schema), &HashMap::new()).unwrap()));
+            messages += 1;
+        }
+        assert!(answered.into_iter().eq(rows.iter().map(|&row| row as i64)));
+        assert!((3..20).contains(&messages), "{messages}");
+        assert_eq!(raw.end().await.code(), Code::Ok);
+    }
+    assert_eq!(cache.server.engine().stats().scans, 0, "no read had to be a scan");
+    cache.stop().await;
+}
