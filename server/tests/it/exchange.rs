@@ -428,8 +428,9 @@ async fn a_stream_that_breaks_is_opened_anew() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_recorded_is_recorded_read_by_read() {
     let directory = tempfile::tempdir().unwrap();
-    let record = Some(directory.path().join("trace.jsonl"));
-    let cache = Cache::with(flightcache_server::Settings { record: record.clone(), ..settings() }, TestStore::new()).await;
+    let trace = directory.path().join("trace.jsonl");
+    let record = Some(trace.clone());
+    let cache = Cache::with(flightcache_server::Settings { record, ..settings() }, TestStore::new()).await;
     cache.store.put("t.parquet", file(0, 1_000, 1_000, 2)).await;
     let exchange = cache.client.exchange().await.unwrap();
     let template = template(&exchange, URL, &["c0"]);
@@ -437,7 +438,7 @@ async fn what_is_recorded_is_recorded_read_by_read() {
     assert!(read.iter().flat_map(column).eq(0..10));
     drop((exchange, template));
     cache.stop().await;
-    let lines = std::fs::read_to_string(record.unwrap()).unwrap();
+    let lines = std::fs::read_to_string(trace).unwrap();
     assert_eq!(lines.lines().filter(|line| line.contains("t.parquet")).count(), 10, "{lines}");
 }
 
@@ -451,7 +452,7 @@ async fn templates_come_and_go() {
         let exchange = &exchange;
         async move { column_of(&exchange.rows(&template, vec![i % 1_000]).await.unwrap()) == (i % 1_000) as i64 }
     });
-    assert!(reads.buffer_unordered(64).all(|right| std::future::ready(right)).await);
+    assert!(reads.buffer_unordered(64).all(std::future::ready).await);
     drop(exchange);
     cache.stop().await;
 }
