@@ -138,6 +138,10 @@ impl Requests {
     /// Reads app metadata.
     pub fn parse(form: Form, bytes: &[u8]) -> Result<Self> {
         let mut requests: Self = match form {
+            // An array would be taken for the values of the keys.
+            Form::Json if !bytes.trim_ascii_start().starts_with(b"{") => {
+                return Err(Error::invalid("exchange: requests are a JSON object"));
+            }
             Form::Json => serde_json::from_slice(bytes)
                 .map_err(|e| Error::invalid(format!("exchange: requests are not valid JSON: {e}")))?,
             Form::Protobuf => {

@@ -378,34 +378,29 @@ impl Exchange {
 
     /// Reads rows; whether there is something to send.
     fn poll_rows(&mut self, cx: &mut Context<'_>) -> bool {
-        while self.joined.len() < MAX_JOINED {
-            let Some(reads) = self.next_reads() else { break };
-            let (engine, meter) = (Arc::clone(&self.engine), Arc::clone(&self.meter));
-            let mut reading = async move {
-                let picking = AssertUnwindSafe(engine.read_rows(&reads.template, &reads.counts, &reads.rows, &meter));
-                let gave_up = |_| Err(Error::internal("row reads gave up; the server's log says why"));
-                let picked = picking.catch_unwind().await.unwrap_or_else(gave_up);
-                Joined { reads, picked }
-            }
-            .boxed();
-            // What is resident is there at once.
-            match reading.poll_unpin(cx) {
-                Poll::Ready(joined) => {
-                    self.answer_rows(joined);
-                    if !self.ready.is_empty() {
-                        return true;
-                    }
+        loop {
+            while self.joined.len() < MAX_JOINED {
+                let Some(reads) = self.next_reads() else { break };
+                let (engine, meter) = (Arc::clone(&self.engine), Arc::clone(&self.meter));
+                let mut reading = read_joined(engine, reads, meter).boxed();
+                // What is resident is there at once.
+                match reading.poll_unpin(cx) {
+                    Poll::Ready(joined) => self.answer_rows(joined),
+                    Poll::Pending => self.joined.push(reading),
                 }
-                Poll::Pending => self.joined.push(reading),
+                if !self.ready.is_empty() {
+                    return true;
+                }
             }
-        }
-        while let Poll::Ready(Some(joined)) = self.joined.poll_next_unpin(cx) {
-            self.answer_rows(joined);
+            match self.joined.poll_next_unpin(cx) {
+                Poll::Ready(Some(joined)) => self.answer_rows(joined),
+                Poll::Ready(None) | Poll::Pending => return false,
+            }
             if !self.ready.is_empty() {
                 return true;
             }
+            // There is room for others that wait.
         }
-        false
     }
 
     /// As many waiting reads as are well read together.
@@ -436,6 +431,11 @@ impl Exchange {
 
     fn answer_rows(&mut self, joined: Joined) {
         let Joined { reads, picked } = joined;
+        // Before the first plan nobody knew how much is well read together.
+        let is_too_much = reads.tags.len() > 1 && reads.rows.len() > reads.template.rows_at_a_time();
+        if is_too_much && matches!(picked, Ok(None)) {
+            return self.waiting.push_front(reads);
+        }
         self.outstanding_rows -= reads.rows.len();
         match picked {
             Err(error) => self.fail(reads.tags, &error),
@@ -618,6 +618,15 @@ impl Schemas {
         self.0.push((Arc::clone(schema), encoder));
         Ok(number)
     }
+}
+
+/// Row reads, read together.
+async fn read_joined(engine: Arc<Engine>, reads: Waiting, meter: Arc<ScanMeter>) -> Joined {
+    let picking = AssertUnwindSafe(engine.read_rows(&reads.template, &reads.counts, &reads.rows, &meter));
+    // A panic must reach the client as these requests' error.
+    let gave_up = |_| Err(Error::internal("row reads gave up; the server's log says why"));
+    let picked = picking.catch_unwind().await.unwrap_or_else(gave_up);
+    Joined { reads, picked }
 }
 
 /// The steps of a ticket's scan, ending with one that says how it ended.

@@ -428,8 +428,9 @@ async fn a_stream_that_breaks_is_opened_anew() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_recorded_is_recorded_read_by_read() {
     let directory = tempfile::tempdir().unwrap();
-    let record = Some(directory.path().join("trace.jsonl"));
-    let cache = Cache::with(flightcache_server::Settings { record: record.clone(), ..settings() }, TestStore::new()).await;
+    let trace = directory.path().join("trace.jsonl");
+    let record = Some(trace.clone());
+    let cache = Cache::with(flightcache_server::Settings { record, ..settings() }, TestStore::new()).await;
     cache.store.put("t.parquet", file(0, 1_000, 1_000, 2)).await;
     let exchange = cache.client.exchange().await.unwrap();
     let template = template(&exchange, URL, &["c0"]);
@@ -437,7 +438,7 @@ async fn what_is_recorded_is_recorded_read_by_read() {
     assert!(read.iter().flat_map(column).eq(0..10));
     drop((exchange, template));
     cache.stop().await;
-    let lines = std::fs::read_to_string(record.unwrap()).unwrap();
+    let lines = std::fs::read_to_string(trace).unwrap();
     assert_eq!(lines.lines().filter(|line| line.contains("t.parquet")).count(), 10, "{lines}");
 }
 
@@ -451,7 +452,39 @@ async fn templates_come_and_go() {
         let exchange = &exchange;
         async move { column_of(&exchange.rows(&template, vec![i % 1_000]).await.unwrap()) == (i % 1_000) as i64 }
     });
-    assert!(reads.buffer_unordered(64).all(|right| std::future::ready(right)).await);
+    assert!(reads.buffer_unordered(64).all(std::future::ready).await);
     drop(exchange);
+    cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_of_many_columns_are_joined_as_far_as_is_good() {
+    let cache = Cache::start().await;
+    cache.store.put("wide.parquet", file(0, 5_000, 1_000, 60)).await;
+    for form in [Form::Json, Form::Protobuf] {
+        let mut raw = Raw::open(&cache, form).await;
+        // More than is read together, which is not known before there is a plan.
+        let (tags, rows): (Vec<u64>, Vec<u64>) = ((0..64).collect(), (0..64 * 60).map(|i| i * 7_919 % 5_000).collect());
+        let open = serde_json::json!([{"template": 1, "scan": {"url": "s3://lake/wide.parquet"}}]);
+        let reads = serde_json::json!([{"template": 1, "tags": tags, "counts": vec![60; 64], "rows": rows}]);
+        raw.ask(&serde_json::json!({"open": open, "rows": reads}).to_string()).await;
+        let (schema, _) = raw.next().await;
+        let schema = Arc::new(arrow::datatypes::Schema::try_from(&schema).unwrap());
+        let mut answered: HashMap<u64, Vec<i64>> = HashMap::new();
+        let mut messages = 0;
+        while answered.len() < 64 {
+            let (data, answers) = raw.next().await;
+            assert!(answers.errors.is_empty() && !answers.more);
+            let batch = flight_data_to_arrow_batch(&data, Arc::clone(&schema), &HashMap::new()).unwrap();
+            answered.extend(answers.tags.into_iter().zip(column(&batch).chunks(60).map(<[i64]>::to_vec)));
+            messages += 1;
+        }
+        for (tag, rows) in rows.chunks(60).enumerate() {
+            assert!(answered[&(tag as u64)].iter().map(|&row| row as u64).eq(rows.iter().copied()), "{tag}");
+        }
+        assert!((3..20).contains(&messages), "{messages}");
+        assert_eq!(raw.end().await.code(), Code::Ok);
+    }
+    assert_eq!(cache.server.engine().stats().scans, 0, "no read had to be a scan");
     cache.stop().await;
 }
