@@ -62,6 +62,8 @@ def test_file(server, url_of, path):
     shares = [server.client.do_get(endpoint.ticket).read_all() for endpoint in info.endpoints]
     assert same(pa.concat_tables(shares), theirs)
     assert info.schema.equals(whole.schema)
+    for codec in ("lz4", "zstd"):
+        assert same(server.scan(url, compression=codec), theirs), codec
 
 
 def test_the_sample_is_there():
