@@ -22,8 +22,6 @@ const COLUMNS: usize = 8;
 const ROWS_A_READ: u64 = 16;
 /// Messages, or single requests, under way at a time.
 const IN_FLIGHT: usize = 16;
-const WARM_UP: Duration = Duration::from_millis(500);
-const MEASURED: Duration = Duration::from_secs(3);
 
 /// The first row of the read with this number: anywhere.
 fn first_row(number: u64) -> u64 {
@@ -36,13 +34,21 @@ fn checked(batch: &RecordBatch, first: u64) {
     assert_eq!((numbers.len() as u64, numbers.value(0), numbers.value(15)), (ROWS_A_READ, first as i64, first as i64 + 15));
 }
 
+/// Warm-up and measured time: short where `cargo test` only sees whether it runs.
+fn times() -> (Duration, Duration) {
+    let is_measured = std::env::args().any(|arg| arg == "--bench");
+    let measured = if is_measured { Duration::from_secs(3) } else { Duration::from_millis(60) };
+    (measured / 6, measured)
+}
+
 /// Runs tasks that read again and again; returns reads a second.
 async fn measure<F: Future<Output = ()> + Send + 'static>(tasks: usize, task: impl Fn(Arc<Tally>, u64) -> F) -> f64 {
     let tally = Arc::new(Tally::default());
     let tasks: Vec<_> = (0..tasks as u64).map(|at| tokio::spawn(task(Arc::clone(&tally), at << 32))).collect();
-    tokio::time::sleep(WARM_UP).await;
+    let (warm_up, measured) = times();
+    tokio::time::sleep(warm_up).await;
     let (before, started) = (tally.reads.load(Ordering::Relaxed), Instant::now());
-    tokio::time::sleep(MEASURED).await;
+    tokio::time::sleep(measured).await;
     let rate = (tally.reads.load(Ordering::Relaxed) - before) as f64 / started.elapsed().as_secs_f64();
     tally.stop.store(true, Ordering::Relaxed);
     for task in tasks {
