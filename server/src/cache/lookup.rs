@@ -214,14 +214,12 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
         if let Some(flight) = partition.in_flight.get(key).and_then(|record| record.join(stays)) {
             return DerivedLookup::Wait(flight, self.touch(partition, source, source_use).is_some());
         }
-        let (source, role) = match self.touch(partition, source, source_use) {
-            Some(Touched { entry, segment, uses, .. }) => {
-                (Lookup::Hit(entry), Role::Derived { uses, is_again: segment == Segment::Protected })
-            }
-            None => {
-                let found = self.find(partition, source, source_use, populate, group);
-                (found, Role::Derived { uses: count, is_again: false })
-            }
+        let (source, role) = if let Some(found) = self.touch(partition, source, source_use) {
+            let is_again = found.segment == Segment::Protected;
+            (Lookup::Hit(found.entry), Role::Derived { uses: found.uses, is_again })
+        } else {
+            let found = self.find(partition, source, source_use, populate, group);
+            (found, Role::Derived { uses: count, is_again: false })
         };
         let (permit, flight, record) = Permit::new(self, key.clone(), request, role, stays, group);
         partition.in_flight.insert(key.clone(), record);

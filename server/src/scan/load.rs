@@ -377,7 +377,9 @@ impl Engine {
         let mut reservation = match reservation {
             Ok(reservation) => reservation,
             Err(error) => {
-                origins.into_iter().for_each(|(_, origin)| origin.fail(error.clone()));
+                for (_, origin) in origins {
+                    origin.fail(error.clone());
+                }
                 return Err(error);
             }
         };

@@ -56,6 +56,7 @@ impl CacheKey for ChunkKey {
 
 impl ChunkKey {
     /// The same chunk as Parquet bytes.
+    #[must_use]
     pub fn encoded(&self) -> Self {
         Self { form: Form::Encoded, ..self.clone() }
     }
