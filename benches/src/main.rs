@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use flightcache_bench::{generate, import, load, quickstart, replay, residency, scans, simulate};
+use flightcache_bench::{generate, import, load, quickstart, replay, residency, scans, simulate, wire};
 
 // Buffers of a MiB come and go with every answer: glibc gives each back to the system and faults it in anew.
 #[global_allocator]
@@ -34,6 +34,11 @@ enum Command {
     Residency(residency::Options),
     /// Read whole, projected and filtered, cold and warm through a server in this process, and directly with `DataFusion`.
     Scans(scans::Options),
+    /// Measure what serving and receiving cost, against other servers and clients, each in a process of its own.
+    Wire(wire::Options),
+    /// One end of what `wire` measures.
+    #[command(hide = true)]
+    WireEnd(wire::EndOptions),
 }
 
 #[tokio::main]
@@ -57,5 +62,7 @@ async fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         Command::Import(options) => Ok(import::run(&options)?),
         Command::Residency(options) => residency::run(options).await,
         Command::Scans(options) => scans::run(options).await,
+        Command::Wire(options) => wire::run(options).await,
+        Command::WireEnd(options) => wire::run_end(options).await,
     }
 }
