@@ -57,7 +57,7 @@ pub struct Options {
     /// How chunks rest in our server.
     #[arg(long, default_value = "arrow")]
     residency: Residency,
-    /// Python with pyarrow; without it $FLIGHTCACHE_VENV/bin/python, or python3.
+    /// Python with pyarrow; without it `$FLIGHTCACHE_VENV/bin/python`, or python3.
     #[arg(long, value_name = "PROGRAM")]
     python: Option<PathBuf>,
     /// Measure whole tables, also when something else is named.

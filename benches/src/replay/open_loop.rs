@@ -29,7 +29,7 @@ where
 {
     let mut under_way = JoinSet::new();
     let mut answers = Vec::with_capacity(due.len());
-    let mut dues = paced(Instant::now(), due.to_vec().into_iter()).enumerate();
+    let mut dues = paced(Instant::now(), Vec::from(due).into_iter()).enumerate();
     loop {
         tokio::select! {
             // What is due goes first.

@@ -59,13 +59,12 @@ impl Reader {
 
     pub(super) async fn read(&mut self, ask: Ask) -> Result<Answer, Error> {
         let key = (ask.address.clone(), ask.frame_bytes);
-        let connection = match self.connections.get(&key) {
-            Some(connection) => connection.clone(),
-            None => {
-                let connection = Connection::open(self.kind, &ask).await?;
-                self.connections.insert(key, connection.clone());
-                connection
-            }
+        let connection = if let Some(connection) = self.connections.get(&key) {
+            connection.clone()
+        } else {
+            let connection = Connection::open(self.kind, &ask).await?;
+            self.connections.insert(key, connection.clone());
+            connection
         };
         let started = Instant::now();
         let work = |_| tokio::spawn(read(connection.clone(), ask.clone(), started));

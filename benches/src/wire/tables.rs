@@ -57,7 +57,7 @@ pub(super) struct Served {
     pub(super) bytes: u64,
     /// By rows of a batch.
     pub(super) files: Vec<(usize, PathBuf)>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Kind {
@@ -146,9 +146,9 @@ impl Table {
         let server = Server::start(&settings(std::slice::from_ref(&self.directory), Residency::Arrow)?).await?;
         let client = Client::connect(&format!("grpc://{}", server.flight_addr())).await?;
         let directory = tempfile::tempdir_in(&self.directory)?;
-        let mut served = Served { rows: 0, bytes: 0, files: Vec::new(), _directory: directory };
+        let mut served = Served { rows: 0, bytes: 0, files: Vec::new(), directory };
         for &batch_rows in batch_rows {
-            let path = served._directory.path().join(format!("{batch_rows}.arrow"));
+            let path = served.directory.path().join(format!("{batch_rows}.arrow"));
             let mut batches = client.scan(self.url()?).in_one_request().send().await?;
             let mut writer = FileWriter::try_new_buffered(File::create(&path)?, &batches.schema())?;
             let mut coalescer = BatchCoalescer::new(batches.schema(), batch_rows.max(1));
