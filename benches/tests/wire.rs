@@ -7,7 +7,7 @@ fn all_sides_read_the_same_and_are_reported() {
     let place = std::env::temp_dir().join(format!("flightcache-wire-{}", std::process::id()));
     std::fs::create_dir(&place).unwrap();
     let (json, html) = (place.join("wire.json"), place.join("wire.html"));
-    // Not Python: what it is asked is asked of others too, and it is not everywhere.
+    // Without pyarrow, which is not everywhere.
     let output = Command::new(env!("CARGO_BIN_EXE_flightcache-bench"))
         .args([
             "wire", "--rows", "20000", "--bytes", "1KiB", "--rounds", "1", "--tables", "--small", "--rss", "--python", "false",
@@ -25,7 +25,7 @@ fn all_sides_read_the_same_and_are_reported() {
     assert_eq!(wire["rates"].as_array().unwrap().len(), 2 * 3);
     let memory = wire["memory"].as_array().unwrap();
     let accounted = |at: usize| memory[at]["accounted_bytes"].as_u64().unwrap();
-    assert!(accounted(0) > 20_000 * 300 && accounted(1) < accounted(0), "{memory:?}");
+    assert!(accounted(0) > 20_000 * 300 && accounted(1) > 1 << 20, "{memory:?}");
     assert!(std::fs::read_to_string(html).unwrap().contains("The wire"));
     std::fs::remove_dir_all(place).unwrap();
 }

@@ -77,7 +77,7 @@ pub(super) fn section(wire: &Wire) -> Rendered {
     Ok(html! {
         section {
             h2 { "The wire" }
-            p { "Server and client are processes of their own, and the sides take turns. CPU is each process's own." }
+            p { "Server and client are processes of their own, and the sides take turns. CPU is each process's own. Our server cuts its batches itself." }
             @for data in distinct(wire.points.iter().map(|point| point.data.as_str())) {
                 @let points: Vec<&WirePoint> = wire.points.iter().filter(|point| point.data == data).collect();
                 h3 { (data) }
@@ -146,7 +146,7 @@ fn point_table(points: &[&WirePoint]) -> Markup {
             } }
             tbody { @for point in points { tr {
                 th.name scope="row" { (point.side) }
-                td { @if let Some(rows) = point.batch_rows { (count(rows)) } @else { "its own" } }
+                td { @if let Some(rows) = point.batch_rows { (count(rows)) } @else { "–" } }
                 td { (number(point.gib_per_s)) }
                 td { (number(point.server_cpu_s_per_gib)) }
                 td { (number(point.client_cpu_s_per_gib)) }
