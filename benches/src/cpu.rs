@@ -1,4 +1,4 @@
-//! What this process used.
+//! What a process used.
 
 use std::time::Duration;
 
@@ -7,7 +7,16 @@ const TICKS_PER_SECOND: u64 = 100;
 
 /// Processor time of this process so far, user and system, of all its threads; zero where the system does not tell.
 pub(crate) fn cpu_time() -> Duration {
-    let ticks = std::fs::read_to_string("/proc/self/stat").ok().and_then(|stat| ticks(&stat)).unwrap_or(0);
+    told("/proc/self/stat")
+}
+
+/// The same of another process.
+pub(crate) fn cpu_time_of(pid: u32) -> Duration {
+    told(&format!("/proc/{pid}/stat"))
+}
+
+fn told(path: &str) -> Duration {
+    let ticks = std::fs::read_to_string(path).ok().and_then(|stat| ticks(&stat)).unwrap_or(0);
     Duration::from_millis(ticks * 1_000 / TICKS_PER_SECOND)
 }
 
@@ -37,5 +46,6 @@ mod tests {
             sum = (0..100_000_u64).fold(sum, |sum, n| sum.wrapping_mul(31).wrapping_add(n));
             assert!(started.elapsed() < Duration::from_mins(1), "no time was counted ({sum})");
         }
+        assert!(cpu_time_of(std::process::id()) >= before + Duration::from_millis(20));
     }
 }

@@ -4,9 +4,9 @@
 //! steps.
 //!
 //! Reading order: [`place`] and [`slow_store`] (where the data is, and how far away), [`generate`] and [`data`] (what it is),
-//! [`mod@replay`], [`mod@load`], [`mod@simulate`] and [`scans`] (what is measured), [`workloads`], [`import`] and [`export`]
-//! (the traces it is measured on), [`quickstart`] (the least of it that says something), [`report`] and [`output`] (what is left
-//! behind).
+//! [`mod@replay`], [`mod@load`], [`mod@simulate`], [`scans`], [`residency`] and [`wire`] (what is measured), [`workloads`],
+//! [`import`] and [`export`] (the traces it is measured on), [`quickstart`] (the least of it that says something), [`report`]
+//! and [`output`] (what is left behind).
 
 mod cpu;
 pub mod data;
@@ -25,4 +25,5 @@ pub mod residency;
 pub mod scans;
 pub mod simulate;
 pub mod slow_store;
+pub mod wire;
 pub mod workloads;

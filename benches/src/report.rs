@@ -19,6 +19,9 @@ mod plot;
 #[cfg(test)]
 mod tests;
 mod units;
+mod wire;
+
+pub use wire::{Wire, WireMemory, WirePoint, WireRate};
 
 /// Why a page could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +48,8 @@ pub struct Report {
     pub loads: Vec<Load>,
     #[serde(default)]
     pub residencies: Vec<ResidencyPoint>,
+    #[serde(default)]
+    pub wire: Wire,
 }
 
 /// The scans of one round against a cache of one form of residency and one capacity. Medians of rounds.

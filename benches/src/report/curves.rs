@@ -1,7 +1,7 @@
 //! From what was measured to the lines of the plots.
 
 use super::plot::Line;
-use super::{LoadStep, ResidencyPoint, Response, Side, SimulationPoint};
+use super::{LoadStep, ResidencyPoint, Response, Side, SimulationPoint, WireRate};
 
 /// Points of a curve at most: finer than a pixel of the plot, and the page stays small.
 const MOST_POINTS: usize = 400;
@@ -36,6 +36,19 @@ pub(super) fn of_forms(points: &[ResidencyPoint], value: fn(&ResidencyPoint) -> 
             lines.len() - 1
         });
         lines[at].points.push((point.capacity_share, value(point)));
+    }
+    lines
+}
+
+/// A line a side: requests a second against how many are under way.
+pub(super) fn of_rates(rates: &[WireRate]) -> Vec<Line> {
+    let mut lines: Vec<Line> = Vec::new();
+    for rate in rates {
+        let at = lines.iter().position(|line| line.name == rate.side).unwrap_or_else(|| {
+            lines.push(Line { name: rate.side.clone(), style: lines.len(), points: Vec::new() });
+            lines.len() - 1
+        });
+        lines[at].points.push((rate.in_flight as f64, rate.requests_per_s));
     }
     lines
 }

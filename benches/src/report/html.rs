@@ -5,9 +5,9 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use super::axis::{Axis, Scale};
 use super::plot::{Bar, BarPlot, LinePlot};
 use super::units::{bytes, count, number, percent, ratio};
-use super::{Load, Replay, Report, ReportError, ResidencyPoint, Side, Simulation, SimulationPoint, curves, figure};
+use super::{Load, Replay, Report, ReportError, ResidencyPoint, Side, Simulation, SimulationPoint, curves, figure, wire};
 
-type Rendered = Result<Markup, ReportError>;
+pub(super) type Rendered = Result<Markup, ReportError>;
 
 /// Nothing may be loaded or run, whatever a trace is called.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
@@ -35,6 +35,7 @@ pub(super) fn page(report: &Report) -> Rendered {
                     @if !report.simulations.is_empty() { (simulation_section(&report.simulations)?) }
                     @if !report.loads.is_empty() { (load_section(&report.loads)?) }
                     @if !report.residencies.is_empty() { (residency_section(&report.residencies)?) }
+                    @if !report.wire.is_empty() { (wire::section(&report.wire)?) }
                 }
             }
         }
@@ -70,7 +71,8 @@ fn replay_section(replays: &[Replay]) -> Rendered {
                     (figure::bars(&BarPlot {
                         title: "Where the time goes".into(),
                         x: Axis { label: "mean time of a request, ms", scale: Scale::Linear },
-                        parts: ["file fetch", "decoding", "server", "rest"],
+                        unit: "ms",
+                        parts: &["file fetch", "decoding", "server", "rest"],
                         bars: replay.sides.iter().map(stages).collect(),
                     })?)
                 }
@@ -293,7 +295,7 @@ fn errors(errors: u64) -> Markup {
 
 fn stages(side: &Side) -> Bar {
     let rest = side.mean_ms - side.fetch_ms - side.decode_ms - side.server_ms;
-    Bar { name: side.name.clone(), parts: [side.fetch_ms, side.decode_ms, side.server_ms, rest] }
+    Bar { name: side.name.clone(), parts: vec![side.fetch_ms, side.decode_ms, side.server_ms, rest] }
 }
 
 /// The side with the least mean response time, if there is more than one to choose from. One that only failed is none.
@@ -304,7 +306,7 @@ fn fastest(replay: &Replay) -> Option<usize> {
 }
 
 /// Names in the order in which they first occur: the same name has the same line everywhere.
-fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+pub(super) fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     names.fold(Vec::new(), |mut known, name| {
         if !known.contains(&name) {
             known.push(name);

@@ -53,13 +53,15 @@ pub(super) struct LinePlot {
 
 pub(super) struct Bar {
     pub(super) name: String,
-    pub(super) parts: [f64; STAGES],
+    pub(super) parts: Vec<f64>,
 }
 
 pub(super) struct BarPlot {
     pub(super) title: String,
     pub(super) x: Axis,
-    pub(super) parts: [&'static str; STAGES],
+    /// Of the whole bar, behind its number.
+    pub(super) unit: &'static str,
+    pub(super) parts: &'static [&'static str],
     pub(super) bars: Vec<Bar>,
 }
 
@@ -134,12 +136,12 @@ impl BarPlot {
                 let mut from = 0.0;
                 for (part, length) in bar.lengths().into_iter().enumerate() {
                     let corners = [(from, bottom + 0.14), (from + length, bottom + 0.56)];
-                    let bar = Rectangle::new(corners, ink(2 + SERIES + part).filled());
+                    let bar = Rectangle::new(corners, ink(2 + SERIES + part % STAGES).filled());
                     chart.draw_series((length > 0.0).then_some(bar))?;
                     from += length;
                 }
                 let name: String = bar.name.chars().take(NAME_LETTERS).collect();
-                let label = format!("{name}: {} ms", units::number(bar.parts.iter().sum()));
+                let label = format!("{name}: {} {}", units::number(bar.parts.iter().sum()), self.unit);
                 chart.draw_series([Text::new(label, (0.0, bottom + 0.88), ("sans-serif", FONT).into_font().color(&INK))])?;
             }
             Ok(())
@@ -161,8 +163,8 @@ impl BarPlot {
 
 impl Bar {
     /// The parts, without what cannot be drawn.
-    fn lengths(&self) -> [f64; STAGES] {
-        self.parts.map(|part| if part.is_finite() { part.max(0.0) } else { 0.0 })
+    fn lengths(&self) -> Vec<f64> {
+        self.parts.iter().map(|part| if part.is_finite() { part.max(0.0) } else { 0.0 }).collect()
     }
 
     fn total(&self) -> f64 {
@@ -217,7 +219,8 @@ mod tests {
     const MS: Axis = Axis { label: "time, ms", scale: Scale::Linear };
 
     fn bars(parts: [f64; STAGES]) -> BarPlot {
-        BarPlot { title: "T".into(), x: MS, parts: ["a", "b", "c", "d"], bars: vec![Bar { name: "side".into(), parts }] }
+        let bars = vec![Bar { name: "side".into(), parts: parts.to_vec() }];
+        BarPlot { title: "T".into(), x: MS, unit: "ms", parts: &["a", "b", "c", "d"], bars }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Pages of reports as odd as they come.
 
-use super::{Load, LoadStep, Replay, Report, Response, Side, Simulation, SimulationPoint};
+use super::{Load, LoadStep, Replay, Report, Response, Side, Simulation, SimulationPoint, Wire, WireMemory, WirePoint, WireRate};
 
 const ODD: [f64; 7] = [0.0, -1.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, f64::MAX, 5e-324];
 
@@ -56,6 +56,26 @@ fn load(steps: impl IntoIterator<Item = (f64, f64)>) -> Report {
     Report { loads: vec![Load { url: "grpc://127.0.0.1:1".into(), columns: 4, steps }], ..Report::default() }
 }
 
+fn wire(number: f64) -> Report {
+    let point = |side: &str, batch_rows| WirePoint {
+        data: "numeric".into(),
+        side: side.into(),
+        batch_rows,
+        gib_per_s: number,
+        server_cpu_s_per_gib: number,
+        client_cpu_s_per_gib: number,
+        to_raw: Some(number),
+        to_pyarrow: None,
+    };
+    let rate = |in_flight| WireRate { side: "a".into(), in_flight, requests_per_s: number, ..WireRate::default() };
+    let wire = Wire {
+        points: vec![point("a", None), point("b", Some(8_192))],
+        rates: vec![rate(1), rate(16)],
+        memory: vec![WireMemory { residency: "arrow".into(), accounted_bytes: 1 << 20, ..WireMemory::default() }],
+    };
+    Report { wire, ..Report::default() }
+}
+
 fn page(report: &Report) -> String {
     let html = report.to_html().unwrap();
     for wrong in ["NaN", "inf<", "#FCFC", "-2147483648"] {
@@ -80,6 +100,9 @@ fn a_section_is_there_only_with_data() {
     assert_eq!(html.matches("<figure>").count(), 6);
     assert_eq!(html.matches("role=\"img\" aria-label=\"").count(), 6);
     assert_eq!(html.matches("<figcaption>").count(), 6);
+    let html = page(&wire(2.0));
+    assert_eq!(headings(&html), ["The wire"]);
+    assert_eq!(html.matches("<figure>").count(), 3);
 }
 
 #[test]
@@ -127,6 +150,7 @@ fn one_measurement_is_drawn_as_a_mark() {
 #[test]
 fn odd_numbers_make_a_page() {
     for one in ODD {
+        page(&wire(one));
         for other in ODD {
             page(&replay(
                 "t",
