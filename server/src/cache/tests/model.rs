@@ -83,6 +83,7 @@ impl Model {
     fn remove_if(&mut self, matches: impl Fn(u64) -> bool) {
         self.probation.retain(|entry| !matches(entry.key));
         self.protected.retain(|entry| !matches(entry.key));
+        self.ghosts.retain(|ghost| !matches(ghost.0));
     }
 
     fn resident(&self) -> Vec<u64> {
