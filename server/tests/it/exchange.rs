@@ -215,7 +215,7 @@ async fn a_future_that_is_dropped_gives_its_scan_up() {
     until("scans are given up", || active() == 0).await;
     cache.store.gate.add_permits(permits);
     assert_eq!(exchange.scan(ScanRequest::new(URL)).await.unwrap().batches.len(), 1);
-    assert_eq!(cache.server.engine().stats().in_flight_bytes, 0);
+    cache.settled().await;
     // So does a client that vanishes.
     cache.client.evict(URL).await.unwrap();
     let permits = cache.store.gate.forget_permits(tokio::sync::Semaphore::MAX_PERMITS);
@@ -269,7 +269,7 @@ async fn a_reader_that_stalls_stops_the_work() {
     assert_eq!(rows, asked * 8_192);
     asking.await.unwrap();
     assert_eq!(raw.end().await.code(), Code::Ok);
-    assert_eq!(cache.server.engine().stats().in_flight_bytes, 0);
+    cache.settled().await;
     cache.stop().await;
 }
 

@@ -110,8 +110,7 @@ async fn failures_are_typed_and_leave_nothing_behind() {
         let error = cache.values(URL, "c0").await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
         assert!(error.message.contains(URL), "{error}");
-        let stats = cache.server.engine().stats();
-        assert_eq!((stats.resident_chunks, stats.in_flight_bytes, stats.streaming_bytes), (0, 0, 0));
+        assert_eq!(cache.settled().await.resident_chunks, 0);
         cache.store.script(|_, _| Fate::Serve);
         assert_eq!(cache.values(URL, "c0").await.unwrap().len(), 10_000);
         cache.stop().await;
@@ -167,11 +166,7 @@ async fn objects_without_a_version_are_read_and_never_cached() {
         assert_eq!(cache.values(URL, "c0").await.unwrap().len(), 10_000);
         assert!(!cache.store.take_reads().is_empty());
     }
-    until("nothing is held", || {
-        let stats = cache.server.engine().stats();
-        (stats.resident_chunks, stats.in_flight_bytes, stats.streaming_bytes) == (0, 0, 0)
-    })
-    .await;
+    assert_eq!(cache.settled().await.resident_chunks, 0);
     cache.stop().await;
 }
 

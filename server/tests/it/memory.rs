@@ -7,7 +7,7 @@ use futures::TryStreamExt as _;
 use futures::future::try_join_all;
 
 use crate::store::TestStore;
-use crate::support::{Cache, file, settings, until, values};
+use crate::support::{Cache, file, settings, values};
 
 fn small(capacity: ByteSize, reserve: ByteSize) -> Settings {
     Settings { capacity, reserve: Some(reserve), ..settings() }
@@ -98,11 +98,7 @@ async fn a_stalled_reader_holds_little_and_lets_go() {
     }
     assert!(before < 40 << 20, "{before} of 64 MB were read for a reader that stalls");
     drop(stream);
-    until("its memory is free", || {
-        let stats = cache.server.engine().stats();
-        stats.in_flight_bytes + stats.streaming_bytes == 0
-    })
-    .await;
+    cache.settled().await;
     cache.stop().await;
 }
 

@@ -21,7 +21,7 @@ async fn two_hundred_clients_of_a_cold_object_cost_what_one_costs() {
     let all = try_join_all((0..200).map(|_| cache.values(URL, "c0"))).await.unwrap();
     assert!(all.iter().all(|column| column.iter().copied().eq(0..40_000)));
     assert_eq!(cache.store.take_reads().len(), alone);
-    assert_eq!(cache.server.engine().stats().in_flight_bytes, 0);
+    cache.settled().await;
     cache.stop().await;
 }
 

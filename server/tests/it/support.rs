@@ -11,6 +11,7 @@ use arrow_flight::{FlightDescriptor, Ticket};
 use bytes::Bytes;
 use bytesize::ByteSize;
 use flightcache::Client;
+use flightcache::action::Stats;
 use flightcache_server::admin::Metrics;
 use flightcache_server::object::{Freshness, Sources};
 use flightcache_server::{Server, Settings};
@@ -72,6 +73,13 @@ impl Cache {
         let channel = Endpoint::from_shared(format!("http://{}", self.server.flight_addr())).unwrap().connect_lazy();
         let info = FlightServiceClient::new(channel).get_flight_info(FlightDescriptor::new_cmd(json.to_owned())).await;
         info.unwrap().into_inner().endpoint.into_iter().map(|endpoint| endpoint.ticket.unwrap().ticket).collect()
+    }
+
+    /// The figures once nothing is in flight any more: the last frame of an answer is freed a moment after its reader has it.
+    pub(crate) async fn settled(&self) -> Stats {
+        let stats = || self.server.engine().stats();
+        until("nothing is in flight", || stats().in_flight_bytes + stats().streaming_bytes == 0).await;
+        stats()
     }
 
     /// All values of a column of the scan's answer.
