@@ -5,7 +5,7 @@ use std::sync::Arc;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use flightcache::{Populate, ScanRequest};
 use flightcache_bench::data;
-use flightcache_proto::{Node, SlotMap};
+use flightcache_proto::{Node, SlotMap, Ticket};
 use flightcache_server::Settings;
 use flightcache_server::admin::{Metrics, ScanMeter};
 use flightcache_server::object::{Freshness, Sources};
@@ -26,7 +26,7 @@ async fn scan(engine: &Arc<Engine>, filter: &str, populate: Populate) -> usize {
     let columns = Some(vec!["id".into(), "m1".into()]);
     let request = ScanRequest { columns, filter: Some(filter.into()), populate, ..ScanRequest::new(URL) };
     let meter = Arc::new(ScanMeter::default());
-    let plan = Arc::new(engine.plan(request, None, &meter).await.unwrap());
+    let plan = engine.plan(&Ticket::Scan(request), &meter).await.unwrap();
     engine.execute(plan, meter).try_fold(0, |rows, batch| async move { Ok(rows + batch.rows.num_rows()) }).await.unwrap()
 }
 

@@ -28,7 +28,7 @@ pub enum Compression {
 }
 
 /// What to read.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScanRequest {
     /// One object (`s3://bucket/key.parquet`), a prefix ending in `/`, or a glob.

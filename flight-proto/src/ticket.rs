@@ -7,7 +7,7 @@ use crate::pb;
 use crate::scan::ScanRequest;
 
 /// What `DoGet` takes: a whole scan, or one endpoint's share of one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Ticket {
     /// The whole scan from one connection.
     Scan(ScanRequest),
@@ -16,7 +16,7 @@ pub enum Ticket {
 }
 
 /// One endpoint's share of a scan.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Share {
     /// The scan it is a share of.
     pub scan: ScanRequest,
@@ -33,7 +33,7 @@ pub struct Share {
 }
 
 /// The part of one object that belongs to a share.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ObjectShare {
     /// The object's canonical URL.
     pub url: String,

@@ -8,6 +8,7 @@
 //!                                     batches  (rows.rs: the same for row numbers; row_reads.rs: for many small reads)
 //! ```
 
+mod kept_plans;
 mod load;
 mod manage;
 mod plan;
@@ -31,6 +32,7 @@ pub use resident::{ChunkKey, Form};
 pub use row_reads::{PickedRows, RowReads};
 pub use stream::Batch;
 
+use self::kept_plans::KeptPlans;
 use self::load::LoadError;
 use self::plan::ColumnSource;
 use self::predicate::Planner;
@@ -51,6 +53,7 @@ pub struct Engine {
     listings: Listings,
     footers: Arc<Footers>,
     blooms: BloomFilters,
+    plans: KeptPlans,
     chunks: Arc<Chunks>,
     residency: Residency,
     limits: FetchLimits,
@@ -91,8 +94,9 @@ impl Engine {
         Arc::new(Self {
             sources,
             listings: Listings::default(),
-            footers: Footers::new((footer_capacity - footer_capacity / 4) as usize, limits.clone()),
+            footers: Footers::new((footer_capacity - footer_capacity / 4 - footer_capacity / 8) as usize, limits.clone()),
             blooms: BloomFilters::new(footer_capacity / 4, limits.clone()),
+            plans: KeptPlans::new((footer_capacity / 8) as usize),
             chunks,
             residency: settings.residency,
             limits,

@@ -164,11 +164,7 @@ fn gave_up() -> Error {
 /// Plans a ticket's scan and opens its stream. The meter goes on counting while the stream is read.
 async fn open(engine: &Arc<Engine>, ticket: &[u8], meter: &Arc<ScanMeter>) -> Result<BoxStream<'static, Result<Message>>> {
     let started_at = Instant::now();
-    let (request, share) = match Ticket::parse(ticket)? {
-        Ticket::Scan(request) => (request, None),
-        Ticket::Share(share) => (share.scan.clone(), Some(share)),
-    };
-    let plan = Arc::new(engine.plan(request, share, meter).await?);
+    let plan = engine.plan(&Ticket::parse(ticket)?, meter).await?;
     // Before there is an ending: each failure is counted by the ending or by the caller.
     let compression = plan.request.compression;
     let encoder = Encoder::new(&plan.schema, compression)?;

@@ -632,12 +632,8 @@ async fn read_joined(engine: Arc<Engine>, reads: Waiting, meter: Arc<ScanMeter>)
 /// The steps of a ticket's scan, ending with one that says how it ended.
 fn scan(engine: Arc<Engine>, ticket: Ticket, meter: Arc<ScanMeter>) -> impl futures::Stream<Item = Step> + Send {
     let steps = async_stream::stream! {
-        let (request, share) = match ticket {
-            Ticket::Scan(request) => (request, None),
-            Ticket::Share(share) => (share.scan.clone(), Some(share)),
-        };
-        let plan = match engine.plan(request, share, &meter).await {
-            Ok(plan) => Arc::new(plan),
+        let plan = match engine.plan(&ticket, &meter).await {
+            Ok(plan) => plan,
             Err(error) => {
                 yield Step::Failed(error);
                 return;

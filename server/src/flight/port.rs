@@ -3,8 +3,10 @@
 //! Served by hyper itself, because tonic's transport fixes the type of bodies' data to one piece of contiguous memory.
 
 use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use axum::serve::Listener;
@@ -15,7 +17,7 @@ use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::service::Routes;
@@ -108,6 +110,25 @@ impl hyper::service::Service<Request<Incoming>> for FlightPort {
     }
 }
 
+/// Runs requests at once, in the task of their connection, as far as they go without waiting; then in tasks of their own. What
+/// is resident and small is answered without another thread, and leaves in one write.
+#[derive(Clone, Copy)]
+struct AtOnce;
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for AtOnce {
+    fn execute(&self, future: F) {
+        let mut future = Box::pin(future);
+        let mut poll = || future.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        match std::panic::catch_unwind(AssertUnwindSafe(&mut poll)) {
+            // Polled again there, which tells it whom to wake.
+            Ok(Poll::Pending) => drop(tokio::spawn(future)),
+            Ok(Poll::Ready(())) => {}
+            // As in a task of its own, it is this request's end and not its connection's.
+            Err(_) => tracing::error!("a request gave up"),
+        }
+    }
+}
+
 /// A `grpc-timeout`: at most eight digits and a unit.
 fn timeout(value: &str) -> Option<Duration> {
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
@@ -147,7 +168,7 @@ where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let stopped = port.stopped.clone();
-    let mut http = http2::Builder::new(TokioExecutor::new());
+    let mut http = http2::Builder::new(AtOnce);
     http.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE_INTERVAL).keep_alive_timeout(KEEP_ALIVE_INTERVAL);
     http.max_concurrent_streams(MAX_CONCURRENT_STREAMS);
     let mut serving = pin!(http.serve_connection(TokioIo::new(stream), port));

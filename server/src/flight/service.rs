@@ -56,7 +56,7 @@ impl FlightcacheService {
         let request = scan_of(&descriptor)?;
         let url = request.url.clone();
         let meter = Arc::new(ScanMeter::default());
-        let plan = self.engine.plan(request, None, &meter).await?;
+        let plan = self.engine.plan(&Ticket::Scan(request), &meter).await?;
         let map = self.engine.slot_map();
         // Without a location, a share is to be had over the connection that told of it. The socket's path may mean something
         // else, or nothing, where the client is.
@@ -93,7 +93,7 @@ impl FlightcacheService {
     }
 
     async fn schema(&self, descriptor: &FlightDescriptor) -> Result<SchemaResult> {
-        let plan = self.engine.plan(scan_of(descriptor)?, None, &Arc::default()).await?;
+        let plan = self.engine.plan(&Ticket::Scan(scan_of(descriptor)?), &Arc::default()).await?;
         Ok(SchemaResult { schema: encapsulated(&ipc_schema(&plan.schema)?) })
     }
 

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use flightcache_proto::action::{ColumnInfo, Evicted, ObjectInfo, RowGroupInfo, Stats, WarmProgress};
-use flightcache_proto::{Error, ObjectId, Part, Result, ScanRequest, Slot};
+use flightcache_proto::{Error, ObjectId, Part, Result, ScanRequest, Slot, Ticket};
 use futures::{Stream, StreamExt as _};
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
@@ -45,7 +45,7 @@ impl Engine {
     /// What is known of each object of a URL, and what of it is resident.
     pub async fn info(self: &Arc<Self>, url: &str) -> Result<Vec<ObjectInfo>> {
         let meter = Arc::new(ScanMeter::default());
-        let plan = self.plan(ScanRequest::new(url), None, &meter).await?;
+        let plan = self.plan(&Ticket::Scan(ScanRequest::new(url)), &meter).await?;
         let resident = self.resident();
         let info = |footer: &Arc<Footer>| {
             let chunks = footer.id.as_ref().and_then(|id| resident.get(id));
@@ -79,7 +79,7 @@ impl Engine {
         let engine = Arc::clone(self);
         async_stream::try_stream! {
             let meter = Arc::new(ScanMeter::default());
-            let plan = engine.plan(request, None, &meter).await?;
+            let plan = engine.plan(&Ticket::Scan(request), &meter).await?;
             let (id, record) = engine.next_request();
             let columns = plan.read_columns();
             let loads: Vec<_> = plan.objects.iter().flat_map(|object| object.row_groups.iter().map(move |&group| (object, group))).map(|(object, group)| {
@@ -121,6 +121,7 @@ impl Engine {
             Target::Many(pattern) => pattern.matches(candidate),
         };
         self.listings.clear();
+        self.plans.clear();
         let footers = self.footers.forget_if(matches);
         let (chunks, bytes) = self.chunks.remove_if(|key| matches(&key.object.url));
         Ok(Evicted { chunks, bytes, footers })

@@ -60,6 +60,8 @@ pub(crate) struct ObjectPlan {
     /// By table column.
     pub(crate) columns: Arc<Vec<ColumnSource>>,
     pub(crate) row_groups: Vec<u32>,
+    /// Row groups that statistics ruled out.
+    pub(crate) pruned: u64,
     /// Whether all of the object is read here, so that an overwrite can be followed.
     pub(crate) whole: bool,
 }
@@ -197,19 +199,19 @@ impl ObjectPlan {
 }
 
 impl Engine {
-    /// Plans a scan, or one share of it.
-    pub async fn plan(self: &Arc<Self>, request: ScanRequest, share: Option<Share>, meter: &Arc<ScanMeter>) -> Result<ScanPlan> {
+    /// Plans a scan, or one share of it. A plan that was made for the same ticket holds while the footers are the same.
+    pub async fn plan(self: &Arc<Self>, ticket: &Ticket, meter: &Arc<ScanMeter>) -> Result<Arc<ScanPlan>> {
         let started = std::time::Instant::now();
         let mut replans = 0;
         let plan = loop {
-            let error = match self.plan_once(request.clone(), share.clone(), meter).await {
+            let error = match self.plan_once(ticket, meter).await {
                 Ok(plan) => break plan,
                 Err(error) => error,
             };
             // A listing may tell of objects that are gone, and a footer of a version that is: both are forgotten by now.
-            let may_pass = match error.kind {
-                ErrorKind::Changed => true,
-                ErrorKind::NotFound => share.is_none() && self.listings.forget(&request.url),
+            let may_pass = match (error.kind, ticket) {
+                (ErrorKind::Changed, _) => true,
+                (ErrorKind::NotFound, Ticket::Scan(request)) => self.listings.forget(&request.url),
                 _ => false,
             };
             if !may_pass || replans == MAX_REPLANS {
@@ -217,23 +219,15 @@ impl Engine {
             }
             replans += 1;
         };
-        if let Some(share) = share
-            && share.schema_hash != schema_hash(&plan.schema)
-        {
-            let message =
-                format!("{}: the answer's schema changed since the ticket was made; ask for the flight again", share.scan.url);
-            return Err(Error::new(ErrorKind::Changed, message));
-        }
+        self.count_pruned(plan.objects.iter().map(|object| object.pruned).sum(), meter);
         self.metrics.plan_seconds.observe(started.elapsed().as_secs_f64());
         Ok(plan)
     }
 
-    async fn plan_once(self: &Arc<Self>, request: ScanRequest, share: Option<Share>, meter: &Arc<ScanMeter>) -> Result<ScanPlan> {
-        let given_schema = share.as_ref().and_then(|share| share.schema.as_deref()).map(super::parse_ipc_schema).transpose()?;
-        let asked_at_us = share.as_ref().map_or_else(|| chrono::Utc::now().timestamp_micros(), |share| share.asked_at_us);
-        let candidates = match share {
-            Some(share) => self.candidates_of(share)?,
-            None => self.candidates(&request.url).await?,
+    async fn plan_once(self: &Arc<Self>, ticket: &Ticket, meter: &Arc<ScanMeter>) -> Result<Arc<ScanPlan>> {
+        let candidates = match ticket {
+            Ticket::Share(share) => self.candidates_of(share)?,
+            Ticket::Scan(request) => self.candidates(&request.url).await?,
         };
         let footers: Vec<(Arc<Footer>, Candidate)> = futures::stream::iter(candidates)
             .map(|candidate| async move {
@@ -244,6 +238,26 @@ impl Engine {
             .buffered(FOOTERS_AT_A_TIME)
             .try_collect()
             .await?;
+        if let Some(plan) = self.plans.get(ticket, footers.iter().map(|(footer, _)| footer)) {
+            return Ok(plan);
+        }
+        let plan = Arc::new(self.plan_on(ticket, footers, meter).await?);
+        self.plans.keep(ticket, &plan);
+        Ok(plan)
+    }
+
+    async fn plan_on(
+        self: &Arc<Self>,
+        ticket: &Ticket,
+        footers: Vec<(Arc<Footer>, Candidate)>,
+        meter: &Arc<ScanMeter>,
+    ) -> Result<ScanPlan> {
+        let (request, share) = match ticket {
+            Ticket::Scan(request) => (request.clone(), None),
+            Ticket::Share(share) => (share.scan.clone(), Some(share)),
+        };
+        let given_schema = share.and_then(|share| share.schema.as_deref()).map(super::parse_ipc_schema).transpose()?;
+        let asked_at_us = share.map_or_else(|| chrono::Utc::now().timestamp_micros(), |share| share.asked_at_us);
         let spans_objects = given_schema.is_some() || footers.len() > 1;
         let table = match given_schema {
             Some(schema) => Arc::new(schema),
@@ -251,6 +265,11 @@ impl Engine {
         };
         let output = output_columns(&request, &table)?;
         let schema = Arc::new(table.project(&output).map_err(|e| Error::internal(e.to_string()))?);
+        if share.is_some_and(|share| share.schema_hash != schema_hash(&schema)) {
+            let message =
+                format!("{}: the answer's schema changed since the ticket was made; ask for the flight again", request.url);
+            return Err(Error::new(ErrorKind::Changed, message));
+        }
         let predicate = match &request.filter {
             Some(sql) => Some(Arc::new(Predicate::parse(&self.planner, sql, &table, asked_at_us)?)),
             None => None,
@@ -288,6 +307,7 @@ impl Engine {
             return Err(Error::invalid(format!("{}: no row group {bad}, there are {groups}", footer.object.url())));
         }
         let columns = sources(&plan.table, &footer, plan.spans_objects)?;
+        let mut pruned = 0;
         let mut row_groups: Vec<u32> = row_groups.into_iter().filter(|&group| footer.row_group_rows(group) > 0).collect();
         if let (Some(predicate), None) = (&plan.predicate, &plan.request.rows) {
             let constants: Vec<_> = columns
@@ -299,16 +319,16 @@ impl Engine {
                 })
                 .collect();
             let before = row_groups.len();
-            let pruned =
+            let left =
                 prune_row_groups(&footer, row_groups, predicate.announced(), &plan.table, &constants, &self.blooms, meter).await;
-            row_groups = pruned.inspect_err(|error| {
+            row_groups = left.inspect_err(|error| {
                 if error.kind == ErrorKind::Changed {
                     self.footers.forget(footer.object.url());
                 }
             })?;
-            self.count_pruned((before - row_groups.len()) as u64, meter);
+            pruned = (before - row_groups.len()) as u64;
         }
-        Ok(ObjectPlan { footer, columns: Arc::new(columns), row_groups, whole })
+        Ok(ObjectPlan { footer, columns: Arc::new(columns), row_groups, pruned, whole })
     }
 
     /// Plans an object anew, on its current version, that was found overwritten.
@@ -321,7 +341,9 @@ impl Engine {
             let message = format!("{}: overwritten while it was read, by one of another schema", object.url());
             return Err(Error::new(ErrorKind::Changed, message));
         }
-        self.plan_object(plan, footer, None, meter).await
+        let renewed = self.plan_object(plan, footer, None, meter).await?;
+        self.count_pruned(renewed.pruned, meter);
+        Ok(renewed)
     }
 
     async fn candidates(&self, url: &str) -> Result<Vec<Candidate>> {
@@ -339,13 +361,14 @@ impl Engine {
         })
     }
 
-    fn candidates_of(&self, share: Share) -> Result<Vec<Candidate>> {
+    fn candidates_of(&self, share: &Share) -> Result<Vec<Candidate>> {
         if share.objects.is_empty() {
             return Err(Error::invalid("ticket: a share of no objects"));
         }
-        let candidate =
-            |share: ObjectShare| Ok(Candidate { object: self.sources.object(&share.url)?, listed: None, share: Some(share) });
-        share.objects.into_iter().map(candidate).collect()
+        let candidate = |share: &ObjectShare| {
+            Ok(Candidate { object: self.sources.object(&share.url)?, listed: None, share: Some(share.clone()) })
+        };
+        share.objects.iter().map(candidate).collect()
     }
 }
 

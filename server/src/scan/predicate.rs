@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arrow::array::{Array, ArrayRef, AsArray as _, BooleanArray, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use chrono::{DateTime, Utc};
+use datafusion::common::tree_node::TreeNode as _;
 use datafusion::common::{DFSchema, DataFusionError};
 use datafusion::execution::SessionState;
 use datafusion::execution::session_state::SessionStateBuilder;
-use datafusion::logical_expr::Expr;
 use datafusion::logical_expr::simplify::SimplifyContext;
+use datafusion::logical_expr::{Expr, Volatility};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::prelude::SessionConfig;
@@ -128,6 +129,16 @@ impl Predicate {
             is_deep: false,
             bound: Mutex::default(),
         })
+    }
+
+    /// Whether it may mean something else at another time: it asks for the date, for instance.
+    pub(crate) fn depends_on_time(&self) -> bool {
+        let is_unstable = |expr: &Expr| match expr {
+            Expr::ScalarFunction(call) => call.func.signature().volatility != Volatility::Immutable,
+            _ => false,
+        };
+        // The walk itself fails only where the question does.
+        self.is_deep || self.expr.exists(|expr| Ok(is_unstable(expr))).unwrap_or(true)
     }
 
     /// The table columns it refers to, ascending.

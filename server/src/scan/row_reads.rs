@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{ArrayRef, RecordBatch, UInt32Array};
 use arrow::compute::interleave;
-use flightcache_proto::{Error, ErrorKind, Result, ScanRequest};
+use flightcache_proto::{Error, ErrorKind, Result, ScanRequest, Ticket};
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::Engine;
@@ -42,7 +42,7 @@ pub struct RowReads {
 /// A plan, and what follows from its footer.
 struct Planned {
     footer: Arc<Footer>,
-    plan: ScanPlan,
+    plan: Arc<ScanPlan>,
     /// The first row of each row group, and behind the last one the number of rows.
     starts: Vec<u64>,
     rows_at_a_time: usize,
@@ -86,7 +86,7 @@ impl RowReads {
 }
 
 impl Planned {
-    fn new(plan: ScanPlan) -> Result<Self> {
+    fn new(plan: Arc<ScanPlan>) -> Result<Self> {
         let object = plan.objects.first().ok_or_else(|| Error::internal("a plan without its object"))?;
         let footer = Arc::clone(&object.footer);
         let mut starts = vec![0_u64];
@@ -174,7 +174,7 @@ impl Engine {
         } else if !matches!(self.sources.resolve(&reads.request.url)?, Target::Object(_)) {
             return Ok(None);
         }
-        let plan = self.plan(reads.request.clone(), None, meter).await?;
+        let plan = self.plan(&Ticket::Scan(reads.request.clone()), meter).await?;
         let planned = Arc::new(Planned::new(plan)?);
         *reads.planned.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&planned));
         Ok(Some(planned))

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use arrow::array::RecordBatch;
@@ -41,8 +42,34 @@ pub struct Batch {
 struct Running {
     object: usize,
     group: u32,
-    loaded: AbortOnDropHandle<Result<Loaded>>,
+    loaded: Load,
     record: Option<Arc<RowGroupRecord>>,
+}
+
+enum Load {
+    /// It had to wait for nothing.
+    Done(Box<Result<Loaded>>),
+    Task(AbortOnDropHandle<Result<Loaded>>),
+}
+
+impl Load {
+    /// Begins a load, here if it is the next to be read, and goes on in a task if it has to wait.
+    fn begin(load: impl Future<Output = Result<Loaded>> + Send + 'static, is_next: bool) -> Self {
+        let mut load = Box::pin(load);
+        if is_next && let Poll::Ready(loaded) = load.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return Self::Done(Box::new(loaded));
+        }
+        Self::Task(AbortOnDropHandle::new(tokio::spawn(load)))
+    }
+
+    async fn end(self, url: &str) -> Result<Loaded> {
+        match self {
+            Self::Done(loaded) => *loaded,
+            Self::Task(task) => {
+                task.await.unwrap_or_else(|panic| Err(Error::internal(format!("{url}: reading a row group gave up: {panic}"))))
+            }
+        }
+    }
 }
 
 /// The part of a scan that is still to be done.
@@ -110,7 +137,8 @@ impl Driver {
             };
             let turns = Turns { filter: Turn::after(&mut self.filter_turn), answer: Turn::after(&mut self.answer_turn) };
             let load = Arc::clone(&self.engine).row_group(Arc::clone(&self.plan), Arc::clone(&part.columns), row_group, turns);
-            self.running.push_back(Running { object, group, loaded: AbortOnDropHandle::new(tokio::spawn(load)), record });
+            let loaded = Load::begin(load, self.running.is_empty());
+            self.running.push_back(Running { object, group, loaded, record });
         }
     }
 
@@ -157,11 +185,7 @@ impl Engine {
                 driver.fill();
                 let Some(running) = driver.running.pop_front() else { break };
                 let Running { object, loaded, record, .. } = running;
-                let loaded = match loaded.await {
-                    Ok(loaded) => loaded,
-                    Err(panic) => Err(Error::internal(format!("{}: reading a row group gave up: {panic}", plan.request.url))),
-                };
-                let loaded = match loaded {
+                let loaded = match loaded.end(&plan.request.url).await {
                     Err(error) if error.kind == ErrorKind::Changed && sent_of != Some(object) && driver.objects[object].whole && restarts < MAX_RESTARTS => {
                         restarts += 1;
                         driver.restart(object, &error).await?;

@@ -5,6 +5,7 @@ mod exchange;
 mod faults;
 mod hostile;
 mod memory;
+mod plans;
 mod pushdown;
 mod record;
 mod requests;
