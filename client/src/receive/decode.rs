@@ -12,6 +12,7 @@ use arrow::ipc::{self, MessageHeader, root_as_message};
 use flightcache_proto::{Error, Result};
 
 use super::assemble::Message;
+use super::flat::{self, is_flat};
 
 /// What a message says.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +29,8 @@ pub enum Payload {
 #[derive(Debug, Default)]
 pub(crate) struct Decoder {
     schema: Option<SchemaRef>,
+    /// `flat` reads its batches.
+    is_flat: bool,
     dictionaries: HashMap<i64, ArrayRef>,
 }
 
@@ -45,7 +48,7 @@ impl Decoder {
             MessageHeader::NONE => Ok(Payload::Nothing),
             MessageHeader::Schema => {
                 let schema = Arc::new(fb_to_schema(message.header_as_schema().ok_or("a schema is missing")?));
-                *self = Self { schema: Some(Arc::clone(&schema)), dictionaries: HashMap::new() };
+                *self = Self { is_flat: is_flat(&schema), schema: Some(Arc::clone(&schema)), dictionaries: HashMap::new() };
                 Ok(Payload::Schema(schema))
             }
             MessageHeader::DictionaryBatch => {
@@ -59,6 +62,12 @@ impl Decoder {
                 let schema = self.schema.as_ref().ok_or("a batch came before the schema")?;
                 let batch = message.header_as_record_batch().ok_or("a batch is missing")?;
                 check(batch, body.len())?;
+                // What is refused there may still be read, or has its reason told, below.
+                if self.is_flat
+                    && let Ok(batch) = flat::read(batch, body, schema)
+                {
+                    return Ok(Payload::Batch(batch));
+                }
                 let version = message.version();
                 let batch = RecordBatchDecoder::try_new(body, batch, Arc::clone(schema), &self.dictionaries, &version)
                     .and_then(RecordBatchDecoder::read_record_batch);

@@ -9,6 +9,7 @@
 
 mod assemble;
 mod decode;
+mod flat;
 #[cfg(test)]
 mod tests;
 

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, BooleanArray, Decimal128Array, DictionaryArray, Float64Array, Int8Array, Int32Array, Int64Array, ListArray,
-    RecordBatch, StringArray, StringViewArray, StructArray,
+    Array, ArrayRef, BinaryArray, BooleanArray, Decimal128Array, DictionaryArray, FixedSizeBinaryArray, Float64Array, Int8Array,
+    Int32Array, Int64Array, ListArray, NullArray, RecordBatch, StringArray, StringViewArray, StructArray,
 };
-use arrow::buffer::Buffer;
-use arrow::datatypes::{DataType, Field, Int32Type, Int64Type};
+use arrow::buffer::{Buffer, OffsetBuffer};
+use arrow::datatypes::{DataType, Field, Int32Type, Int64Type, TimeUnit};
 use arrow::ipc::CompressionType;
 use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
 use arrow_flight::FlightData;
@@ -19,6 +19,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::super::assemble::Message;
 use super::super::decode::{Decoder, Payload};
+use super::super::flat::{self, is_flat};
 use super::{assemble, data, numbers, wire};
 
 fn decode(messages: &[Message]) -> Result<Vec<RecordBatch>> {
@@ -56,6 +57,36 @@ fn many_types(rows: usize) -> RecordBatch {
     RecordBatch::try_from_iter_with_nullable(columns.map(|(name, array)| (name, array, true))).unwrap()
 }
 
+/// Columns that need no `arrow-ipc`.
+fn flat_types(rows: usize) -> RecordBatch {
+    let numbers: ArrayRef = Arc::new((0..rows as i64).map(|i| (i % 4 > 0).then_some(i)).collect::<Int64Array>());
+    let texts: ArrayRef = many_types(rows).column_by_name("text").unwrap().clone();
+    let fixed = (0..rows).map(|i| (i % 3 > 0).then(|| [i as u8; 5]));
+    let fixed = FixedSizeBinaryArray::try_from_sparse_iter_with_size(fixed, 5).unwrap();
+    let mut columns: Vec<(String, ArrayRef)> = vec![
+        ("null".into(), Arc::new(NullArray::new(rows))),
+        ("bool".into(), Arc::new((0..rows).map(|i| (i % 3 > 0).then_some(i % 2 == 0)).collect::<BooleanArray>())),
+        ("fixed".into(), Arc::new(fixed)),
+    ];
+    let of_numbers = [
+        DataType::UInt16,
+        DataType::Float32,
+        DataType::Int64,
+        DataType::Decimal128(20, 2),
+        DataType::Decimal256(40, 0),
+        DataType::Timestamp(TimeUnit::Microsecond, Some("Europe/Paris".into())),
+        DataType::Date32,
+        DataType::Duration(TimeUnit::Second),
+    ];
+    let of_texts =
+        [DataType::Utf8, DataType::LargeUtf8, DataType::Binary, DataType::LargeBinary, DataType::Utf8View, DataType::BinaryView];
+    for (array, data_types) in [(numbers, &of_numbers[..]), (texts, &of_texts[..])] {
+        let cast = |data_type: &DataType| (data_type.to_string(), arrow::compute::cast(&array, data_type).unwrap());
+        columns.extend(data_types.iter().map(cast));
+    }
+    RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, array)| (name, array, true))).unwrap()
+}
+
 fn buffers(array: &dyn Array) -> Vec<Buffer> {
     fn collect(data: &arrow::array::ArrayData, to: &mut Vec<Buffer>) {
         to.extend(data.buffers().iter().cloned());
@@ -69,7 +100,11 @@ fn buffers(array: &dyn Array) -> Vec<Buffer> {
 
 #[test]
 fn every_column_lies_in_one_aligned_buffer() {
-    let batch = many_types(1_000);
+    lies_in_one_aligned_buffer(many_types(1_000));
+    lies_in_one_aligned_buffer(flat_types(1_000));
+}
+
+fn lies_in_one_aligned_buffer(batch: RecordBatch) {
     let bytes = [&[0][..], &wire(&data(std::slice::from_ref(&batch)))].concat();
     let messages = assemble(bytes[1..].chunks(999).map(Bytes::copy_from_slice)).unwrap();
     let body = &messages[1].body;
@@ -79,7 +114,7 @@ fn every_column_lies_in_one_aligned_buffer() {
     assert_eq!(decoded, [batch]);
     for (column, field) in decoded[0].columns().iter().zip(decoded[0].schema_ref().fields()) {
         let buffers = buffers(column);
-        assert!(!buffers.is_empty());
+        assert!(!buffers.is_empty() || *field.data_type() == DataType::Null);
         for buffer in buffers.iter().filter(|buffer| !buffer.is_empty()) {
             let at = buffer.as_ptr().addr();
             assert!((body_at..body_at + body.len()).contains(&at), "{field}: a buffer was copied");
@@ -93,6 +128,8 @@ fn batches_of_any_size_and_shape_are_what_was_sent() {
     for rows in [0, 1, 7, 1_000] {
         let batches = [many_types(rows), many_types(rows).slice(rows / 3, rows / 2), many_types(2)];
         assert_eq!(received(&data(&batches)).unwrap(), batches);
+        let batches = [flat_types(rows), flat_types(rows).slice(rows / 3, rows / 2), flat_types(2)];
+        assert_eq!(received(&data(&batches)).unwrap(), batches);
     }
     let no_columns = RecordBatch::try_new_with_options(
         Arc::new(arrow::datatypes::Schema::empty()),
@@ -101,6 +138,31 @@ fn batches_of_any_size_and_shape_are_what_was_sent() {
     );
     let no_columns = no_columns.unwrap();
     assert_eq!(received(&data(std::slice::from_ref(&no_columns))).unwrap(), [no_columns]);
+}
+
+#[test]
+fn flat_columns_are_read_without_arrow_ipc() {
+    assert!(!is_flat(many_types(1).schema_ref()));
+    let batch = flat_types(100).slice(9, 80);
+    assert!(is_flat(batch.schema_ref()));
+    let messages = assemble([wire(&data(std::slice::from_ref(&batch))).into()]).unwrap();
+    let Message { header, body, .. } = &messages[1];
+    let header = arrow::ipc::root_as_message(header).unwrap().header_as_record_batch().unwrap();
+    assert_eq!(flat::read(header, body, &batch.schema()).unwrap(), batch);
+}
+
+#[test]
+fn strings_that_are_none_are_refused() {
+    for (bytes, at, is_refused) in [("ab", 1, false), ("ä", 1, true), ("äö", 2, false)] {
+        let offsets = OffsetBuffer::new(vec![0, at, bytes.len() as i32].into());
+        let array = BinaryArray::new(offsets, Buffer::from(bytes.as_bytes()), None);
+        let sent = RecordBatch::try_from_iter([("t", Arc::new(array) as ArrayRef)]).unwrap();
+        let mut frames = data(&[sent]);
+        // Announced as text.
+        frames[0] =
+            data(&[RecordBatch::try_from_iter([("t", Arc::new(StringArray::from(vec![""])) as ArrayRef)]).unwrap()])[0].clone();
+        assert_eq!(received(&frames).is_err(), is_refused, "{bytes} cut at {at}");
+    }
 }
 
 #[tokio::test]
@@ -126,7 +188,12 @@ async fn dictionaries_are_kept_replaced_and_forgotten() {
 
 #[test]
 fn bytes_that_contradict_each_other_are_a_typed_error() {
-    let good = data(&[many_types(10)]);
+    contradict_each_other(&many_types(10));
+    contradict_each_other(&flat_types(10));
+}
+
+fn contradict_each_other(batch: &RecordBatch) {
+    let good = data(std::slice::from_ref(batch));
     let mut refused = 0;
     for (frame, FlightData { data_header, .. }) in good.iter().enumerate() {
         for at in 0..data_header.len() {
@@ -157,7 +224,7 @@ fn bytes_that_contradict_each_other_are_a_typed_error() {
     assert!(received(&good[1..]).unwrap_err().message.contains("before the schema"));
     // A schema in the middle replaces the one before.
     let both = [&good[..], &batches_to_flight_data(numbers([]).schema_ref(), vec![numbers([1])]).unwrap()].concat();
-    assert_eq!(received(&both).unwrap(), [many_types(10), numbers([1])]);
+    assert_eq!(received(&both).unwrap(), [batch.clone(), numbers([1])]);
 }
 
 #[test]
