@@ -61,7 +61,7 @@ fn many_types(rows: usize) -> RecordBatch {
 fn flat_types(rows: usize) -> RecordBatch {
     let numbers: ArrayRef = Arc::new((0..rows as i64).map(|i| (i % 4 > 0).then_some(i)).collect::<Int64Array>());
     let texts: ArrayRef = many_types(rows).column_by_name("text").unwrap().clone();
-    let fixed = (0..rows).map(|i| (i % 3 > 0).then(|| [i as u8; 5]));
+    let fixed = (0..rows).map(|i| (i % 3 > 0).then_some([i as u8; 5]));
     let fixed = FixedSizeBinaryArray::try_from_sparse_iter_with_size(fixed, 5).unwrap();
     let mut columns: Vec<(String, ArrayRef)> = vec![
         ("null".into(), Arc::new(NullArray::new(rows))),
