@@ -1,6 +1,7 @@
 //! Readers in Rust: our client, our receiver at another's server, arrow-flight's client, and one of bytes.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::array::{AsArray as _, RecordBatch};
@@ -8,8 +9,8 @@ use arrow::compute::{cast, sum};
 use arrow::datatypes::{DataType, Int64Type};
 use arrow_flight::{FlightClient, Ticket};
 use bytes::Bytes;
-use flightcache::Client;
 use flightcache::receive::{Frame, Payload, do_get};
+use flightcache::{Client, Exchange, RowTemplate, ScanRequest};
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use tonic::transport::{Channel, Endpoint};
@@ -29,6 +30,8 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 pub(super) enum Kind {
     /// Our client.
     Flightcache,
+    /// Our client, all rows of a small object at a time by one `DoExchange`.
+    Exchange,
     /// What receives in our client, with tickets of any server.
     Receiver,
     /// arrow-flight's client.
@@ -47,6 +50,7 @@ pub(super) struct Reader {
 #[derive(Clone)]
 enum Connection {
     Flightcache(Client),
+    Exchange(Exchange, RowTemplate, Arc<[u64]>),
     Receiver(Channel),
     ArrowRs(Channel),
     Raw(raw::Connection),
@@ -88,6 +92,8 @@ async fn read(connection: Connection, ask: Ask, started: Instant) -> Result<Answ
         if let Connection::Raw(connection) = &connection {
             let connection = connection.clone();
             tokio::task::spawn_blocking(move || connection.read(ask.bytes)).await??;
+        } else if let Connection::Exchange(exchange, template, rows) = &connection {
+            answer.rows += exchange.rows(template, Arc::clone(rows)).await?.num_rows() as u64;
         } else {
             let mut batches = connection.batches(&ask.ticket).await?;
             while let Some(batch) = batches.try_next().await? {
@@ -113,6 +119,13 @@ impl Connection {
         let endpoint = || Endpoint::from_shared(format!("http://{}", ask.address));
         Ok(match kind {
             Kind::Flightcache => Self::Flightcache(Client::connect(&format!("grpc://{}", ask.address)).await?),
+            Kind::Exchange => {
+                let client = Client::connect(&format!("grpc://{}", ask.address)).await?;
+                let rows = client.info(&ask.ticket).await?.iter().map(|object| object.rows).sum();
+                let exchange = client.exchange().await?;
+                let template = exchange.template(ScanRequest::new(&ask.ticket))?;
+                Self::Exchange(exchange, template, (0..rows).collect())
+            }
             Kind::Receiver => {
                 let endpoint = endpoint()?.tcp_nodelay(true).max_frame_size(FRAME_BYTES);
                 let endpoint = endpoint.initial_stream_window_size(STREAM_WINDOW_BYTES);
@@ -142,7 +155,7 @@ impl Connection {
                 let mut client = FlightClient::new(channel.clone());
                 client.do_get(Ticket::new(ticket.to_owned())).await?.map_err(Into::into).boxed()
             }
-            Self::Raw(_) => return Err("bytes have no batches".into()),
+            Self::Exchange(..) | Self::Raw(_) => return Err("it is read otherwise".into()),
         })
     }
 }

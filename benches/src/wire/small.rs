@@ -7,6 +7,8 @@ use crate::report::WireRate;
 
 /// Requests under way.
 const IN_FLIGHT: [usize; 3] = [1, 16, 128];
+/// The same where one message carries many.
+const IN_FLIGHT_BATCHED: [usize; 3] = [16, 128, 1024];
 const SECONDS: f64 = 1.0;
 const ROWS: usize = 16;
 
@@ -15,8 +17,9 @@ struct Side {
     server: Process,
     reader: Process,
     ask: Ask,
+    in_flight: [usize; 3],
     /// By requests under way.
-    turns: [Vec<Turn>; IN_FLIGHT.len()],
+    turns: [Vec<Turn>; 3],
 }
 
 #[derive(Clone, Copy)]
@@ -35,26 +38,29 @@ pub(super) async fn measure(
     let served = table.as_served(&[ROWS]).await?;
     let (ours, at) = launcher.flightcache(std::slice::from_ref(table), options.residency, None)?;
     let mut servers = vec![("flightcache → flightcache", ours, at, "flightcache", table.url()?)];
+    let (ours, at) = launcher.flightcache(std::slice::from_ref(table), options.residency, None)?;
+    servers.push(("… by DoExchange", ours, at, "exchange", table.url()?));
     let (arrow_rs, at) = launcher.arrow_rs(&served.files, None)?;
     servers.push(("arrow-rs → arrow-rs", arrow_rs, at, "arrow-rs", ROWS.to_string()));
     if let Some((pyarrow, at)) = launcher.pyarrow(&served.files, None)? {
         servers.push(("pyarrow → our receiver", pyarrow, at, "receiver", ROWS.to_string()));
     }
     let mut sides = Vec::new();
-    for (name, server, ready, reader, ticket) in servers {
+    for (name, server, ready, reader_kind, ticket) in servers {
         let ask = Ask { address: ready.address, ticket, ..Ask::default() };
-        let mut reader = launcher.reader(reader, None)?;
+        let mut reader = launcher.reader(reader_kind, None)?;
         // Twice: what is read again may rest otherwise.
         let answer = reader.ask(&Ask { passes: 2, ..ask.clone() })?;
         if answer.rows != 2 * served.rows {
             return Err(format!("{name}: {} rows, not {}", answer.rows, 2 * served.rows).into());
         }
-        sides.push(Side { name, server, reader, ask: Ask { seconds: SECONDS, ..ask }, turns: Default::default() });
+        let in_flight = if reader_kind == "exchange" { IN_FLIGHT_BATCHED } else { IN_FLIGHT };
+        sides.push(Side { name, server, reader, ask: Ask { seconds: SECONDS, ..ask }, in_flight, turns: Default::default() });
     }
     for _ in 0..options.rounds.max(1) {
-        for (at, in_flight) in IN_FLIGHT.into_iter().enumerate() {
+        for at in 0..IN_FLIGHT.len() {
             for side in &mut sides {
-                side.ask.in_flight = in_flight;
+                side.ask.in_flight = side.in_flight[at];
                 let turn = side.turn(served.rows)?;
                 side.turns[at].push(turn);
             }
@@ -64,7 +70,7 @@ pub(super) async fn measure(
         let of = |figure: fn(&Turn) -> f64| median(side.turns[at].iter().map(figure));
         WireRate {
             side: side.name.to_owned(),
-            in_flight: IN_FLIGHT[at] as u64,
+            in_flight: side.in_flight[at] as u64,
             requests_per_s: of(|turn| turn.requests_per_s),
             server_cpu_us: of(|turn| turn.server_cpu_us),
             client_cpu_us: of(|turn| turn.client_cpu_us),
