@@ -6,11 +6,14 @@ use arrow::array::{Array, ArrayRef, AsArray as _, RecordBatch, RecordBatchOption
 use arrow::buffer::Buffer;
 use arrow::compute::take;
 use arrow::datatypes::{DataType, SchemaRef};
+use arrow::error::ArrowError;
 use arrow::ipc::CompressionType;
-use arrow::ipc::writer::{IpcWriteOptions, StreamEncoder};
+use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions, StreamEncoder};
 use flightcache_proto::{Compression, Error, ErrorKind, Result};
 
-use super::message::Frame;
+use super::batch::{BatchWriter, is_plain, message_bytes};
+use super::message::{Body, Frame};
+use super::views::Slack;
 
 /// No encoded message is larger. gRPC clients accept 4 MiB by default.
 pub const MAX_FRAME_BYTES: usize = 2 << 20;
@@ -22,40 +25,66 @@ const ENVELOPE_BYTES: usize = 4 << 10;
 /// Bytes between an IPC stream's messages and in front of them: a marker and a length.
 const PREFIX_BYTES: usize = 8;
 
-/// Encodes the batches of one stream. Its schema has no dictionaries: the announced one never does.
-pub struct Encoder {
-    stream: StreamEncoder,
-    schema: Frame,
+/// What all answers of one schema and compression have in common, made once.
+pub struct Prepared {
+    schema: SchemaRef,
+    opening: Frame,
+    options: IpcWriteOptions,
+    /// Whether batches are written without `arrow-ipc`.
+    is_plain: bool,
 }
 
-impl Encoder {
-    /// An encoder of batches of this schema. What is compressed shares no memory.
+impl Prepared {
+    /// Of the announced schema: it has no dictionaries. What is compressed shares no memory.
     pub fn new(schema: &SchemaRef, compression: Option<Compression>) -> Result<Self> {
         let codec = compression.map(|compression| match compression {
             Compression::Lz4 => CompressionType::LZ4_FRAME,
             Compression::Zstd => CompressionType::ZSTD,
         });
-        let stream = IpcWriteOptions::default()
-            .try_with_compression(codec)
-            .and_then(|options| StreamEncoder::try_new_with_options(schema, options));
-        let mut stream = stream.map_err(|e| Error::internal(format!("encoding a schema: {e}")))?;
-        // The library sends the schema with the first batch; it is needed before there is one.
-        let encoded = stream.encode(&RecordBatch::new_empty(Arc::clone(schema)));
-        let mut encoded = encoded.map_err(|e| Error::internal(format!("encoding a schema: {e}")))?.into_iter();
-        let schema_frame = Frame::new(header(&mut encoded)?, []);
-        if schema_frame.len() + ENVELOPE_BYTES > MAX_FRAME_BYTES {
+        let options = IpcWriteOptions::default().try_with_compression(codec);
+        let options = options.map_err(|e| Error::internal(format!("encoding a schema: {e}")))?;
+        let mut dictionaries = DictionaryTracker::new(false);
+        let encoded = IpcDataGenerator::default().schema_to_bytes_with_dictionary_tracker(schema, &mut dictionaries, &options);
+        let opening = Frame::new(encoded.ipc_message.into(), Body::default());
+        if opening.len() + ENVELOPE_BYTES > MAX_FRAME_BYTES {
             let message = format!(
                 "a schema of {} fields does not fit a message of {MAX_FRAME_BYTES} bytes; name fewer columns",
                 schema.fields().len()
             );
             return Err(Error::new(ErrorKind::ResourceExhausted, message));
         }
-        Ok(Self { stream, schema: schema_frame })
+        let is_plain = codec.is_none() && schema.fields().iter().all(|field| is_plain(field.data_type()));
+        Ok(Self { schema: Arc::clone(schema), opening, options, is_plain })
     }
 
     /// The frame that opens a stream.
     pub fn schema(&self) -> Frame {
-        self.schema.clone()
+        self.opening.clone()
+    }
+}
+
+/// Encodes the batches of one stream.
+pub struct Encoder {
+    prepared: Arc<Prepared>,
+    plain: BatchWriter,
+    /// For compression, and for layouts that are not plain; there once it is needed.
+    stream: Option<StreamEncoder>,
+}
+
+impl Encoder {
+    /// An encoder of batches of this schema.
+    pub fn new(schema: &SchemaRef, compression: Option<Compression>) -> Result<Self> {
+        Ok(Self::prepared(&Arc::new(Prepared::new(schema, compression)?)))
+    }
+
+    /// An encoder for one more stream.
+    pub fn prepared(prepared: &Arc<Prepared>) -> Self {
+        Self { prepared: Arc::clone(prepared), plain: BatchWriter::default(), stream: None }
+    }
+
+    /// The frame that opens a stream.
+    pub fn schema(&self) -> Frame {
+        self.prepared.schema()
     }
 
     /// The frames of a batch, in row order: as few as stay near the target, none above the bound.
@@ -64,7 +93,7 @@ impl Encoder {
     pub fn batch(&mut self, batch: &RecordBatch) -> Result<Vec<Frame>> {
         let mut frames = Vec::new();
         let rows = batch.num_rows();
-        let step = rows_per_frame(batch);
+        let step = self.rows_per_frame(batch);
         let mut at = 0;
         while at < rows {
             let len = step.min(rows - at);
@@ -76,10 +105,14 @@ impl Encoder {
 
     fn push(&mut self, batch: &RecordBatch, frames: &mut Vec<Frame>) -> Result<()> {
         let rows = batch.num_rows();
-        let mut frame = self.encode(batch)?;
+        let mut frame = self.encode(batch, Slack::Half)?;
         if frame.len() + ENVELOPE_BYTES > MAX_FRAME_BYTES {
-            // The writer sends whole buffers of some sliced types; a copy holds only these rows.
-            frame = self.encode(&own(batch)?)?;
+            if !self.prepared.is_plain {
+                // The library sends whole buffers of some sliced types; a copy holds only these rows.
+                frame = self.encode(&own(batch)?, Slack::None)?;
+            } else if rows == 1 {
+                frame = self.encode(batch, Slack::None)?;
+            }
         }
         if frame.len() + ENVELOPE_BYTES <= MAX_FRAME_BYTES {
             frames.push(frame);
@@ -100,11 +133,34 @@ impl Encoder {
         self.push(&batch.slice(rows / 2, rows - rows / 2), frames)
     }
 
-    fn encode(&mut self, batch: &RecordBatch) -> Result<Frame> {
-        let encoded = self.stream.encode(&compact_views(batch)?);
-        let mut encoded = encoded.map_err(|e| Error::internal(format!("encoding a batch: {e}")))?.into_iter();
+    fn encode(&mut self, batch: &RecordBatch, slack: Slack) -> Result<Frame> {
+        let failed = |e: ArrowError| Error::internal(format!("encoding a batch: {e}"));
+        if self.prepared.is_plain {
+            return self.plain.write(batch, slack).map_err(failed);
+        }
+        let stream = match &mut self.stream {
+            Some(stream) => stream,
+            none => {
+                let schema = &self.prepared.schema;
+                let mut stream = StreamEncoder::try_new_with_options(schema, self.prepared.options.clone()).map_err(failed)?;
+                // The library sends the schema with the first batch; here it has been sent.
+                stream.encode(&RecordBatch::new_empty(Arc::clone(schema))).map_err(failed)?;
+                none.insert(stream)
+            }
+        };
+        let mut encoded = stream.encode(&compact_views(batch)?).map_err(failed)?.into_iter();
         let header = header(&mut encoded)?;
-        Ok(Frame::new(header, encoded).with_rows(batch.num_rows()))
+        Ok(Frame::new(header, encoded.collect()).with_rows(batch.num_rows()))
+    }
+
+    /// Rows that make a frame of about the target size, by the mean row of the batch.
+    fn rows_per_frame(&self, batch: &RecordBatch) -> usize {
+        let rows = batch.num_rows().max(1);
+        let column_bytes = |array: &ArrayRef| if self.prepared.is_plain { message_bytes(array) } else { sliced_bytes(array) };
+        let bytes: usize = batch.columns().iter().map(column_bytes).sum();
+        let fitting = (rows * TARGET_FRAME_BYTES / bytes.max(1)).clamp(1, rows);
+        // Bits are shared only from one byte boundary to the next.
+        if fitting < rows && fitting > 64 { fitting / 64 * 64 } else { fitting }
     }
 }
 
@@ -121,15 +177,6 @@ fn header(encoded: &mut impl Iterator<Item = Buffer>) -> Result<Buffer> {
     Ok(metadata)
 }
 
-/// Rows that make a frame of about the target size, by the mean row of the batch.
-fn rows_per_frame(batch: &RecordBatch) -> usize {
-    let rows = batch.num_rows().max(1);
-    let bytes: usize = batch.columns().iter().map(sliced_bytes).sum();
-    let fitting = (rows * TARGET_FRAME_BYTES / bytes.max(1)).clamp(1, rows);
-    // Bits are shared only from one byte boundary to the next.
-    if fitting < rows && fitting > 64 { fitting / 64 * 64 } else { fitting }
-}
-
 fn sliced_bytes(array: &ArrayRef) -> usize {
     let views = match array.data_type() {
         DataType::Utf8View => array.as_string_view().total_buffer_bytes_used(),
@@ -139,7 +186,7 @@ fn sliced_bytes(array: &ArrayRef) -> usize {
     views + array.len() * 17
 }
 
-/// Views at any level, over just the bytes they show: the writer sends every buffer a view array holds, whole.
+/// Views at any level, over just the bytes they show: the library sends every buffer a view array holds, whole.
 fn compact_views(batch: &RecordBatch) -> Result<RecordBatch> {
     if !batch.schema_ref().fields().iter().any(|field| has_views(field.data_type())) {
         return Ok(batch.clone());
@@ -201,85 +248,4 @@ fn copy(array: &ArrayRef) -> Result<ArrayRef> {
 }
 
 #[cfg(test)]
-mod tests {
-    use arrow::array::{BinaryArray, Int64Array, ListArray, StringArray, StringViewArray, StructArray};
-    use arrow::buffer::OffsetBuffer;
-    use arrow::datatypes::{Field, Int64Type};
-    use arrow_flight::FlightData;
-    use arrow_flight::decode::{DecodedPayload, FlightDataDecoder};
-    use bytes::Buf as _;
-    use futures::StreamExt as _;
-
-    use super::*;
-
-    fn flight_data(frame: Frame) -> FlightData {
-        let mut message = frame.into_message(b"", None);
-        message.advance(5);
-        prost::Message::decode(message).unwrap()
-    }
-
-    async fn round_trip(batch: &RecordBatch, compression: Option<Compression>) -> (Vec<FlightData>, Vec<RecordBatch>) {
-        let mut encoder = Encoder::new(&batch.schema(), compression).unwrap();
-        let frames: Vec<_> = encoder.batch(batch).unwrap().into_iter().map(flight_data).collect();
-        let schema = flight_data(encoder.schema());
-        let stream = futures::stream::iter(std::iter::once(schema).chain(frames.clone()).map(Ok));
-        let decoded = FlightDataDecoder::new(stream).filter_map(|decoded| async move {
-            match decoded.unwrap().payload {
-                DecodedPayload::RecordBatch(batch) => Some(batch),
-                _ => None,
-            }
-        });
-        (frames, decoded.collect().await)
-    }
-
-    /// `row_bytes`: what a row holds on average.
-    async fn check(name: &str, row_bytes: usize, array: ArrayRef) {
-        let batch = RecordBatch::try_from_iter([("c", array)]).unwrap();
-        for slice in [batch.clone(), batch.slice(batch.num_rows() / 3, batch.num_rows() / 3)] {
-            for compression in [Compression::Lz4, Compression::Zstd] {
-                let (frames, decoded) = round_trip(&slice, Some(compression)).await;
-                assert!(
-                    frames.iter().all(|frame| prost::Message::encoded_len(frame) <= MAX_FRAME_BYTES),
-                    "{name}, {compression:?}"
-                );
-                let joined = arrow::compute::concat_batches(&slice.schema(), &decoded).unwrap();
-                assert_eq!(joined, slice, "{name}, {compression:?}");
-            }
-            let (frames, decoded) = round_trip(&slice, None).await;
-            let largest = frames.iter().map(prost::Message::encoded_len).max().unwrap_or(0);
-            assert!(largest <= MAX_FRAME_BYTES, "{name}: {largest}");
-            let joined = arrow::compute::concat_batches(&slice.schema(), &decoded).unwrap();
-            assert_eq!(joined, slice, "{name}");
-            let bytes: usize = frames.iter().map(prost::Message::encoded_len).sum();
-            let needed = slice.num_rows() * row_bytes;
-            assert!(bytes <= needed + needed / 4 + (16 << 10), "{name}: {bytes} bytes sent for {needed}");
-        }
-    }
-
-    #[tokio::test]
-    async fn every_layout_stays_within_the_bound() {
-        let long = |i: usize| "x".repeat(i % 7 * 100_000);
-        check("ints", 8, Arc::new((0..500_000).collect::<Int64Array>())).await;
-        check("long strings", 300_000, Arc::new((0..90).map(|i| Some(long(i))).collect::<StringArray>())).await;
-        check("long views", 300_000, Arc::new((0..90).map(|i| Some(long(i))).collect::<StringViewArray>())).await;
-        let text = |i: i32| Some(format!("a string longer than twelve {i:06}"));
-        let views: ArrayRef = Arc::new((0..60_000).map(text).collect::<StringViewArray>());
-        check("short views", 50, Arc::clone(&views)).await;
-        let lists = (0..3_000).map(|i| Some((0..i % 900).map(|v| Some(i64::from(v))).collect::<Vec<_>>()));
-        check("lists", 450 * 9, Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>(lists))).await;
-        let field = Arc::new(Field::new("v", DataType::Utf8View, true));
-        check("views in structs", 50, Arc::new(StructArray::from(vec![(Arc::clone(&field), Arc::clone(&views))]))).await;
-        let offsets = OffsetBuffer::from_lengths(std::iter::repeat_n(20, 3_000));
-        check("views in lists", 20 * 50 + 4, Arc::new(ListArray::new(field, offsets, views, None))).await;
-        check("nothing", 1, Arc::new(arrow::array::NullArray::new(100_000))).await;
-    }
-
-    #[test]
-    fn a_row_that_cannot_fit_is_refused_by_name() {
-        let huge = BinaryArray::from(vec![&vec![7_u8; 3 << 20][..]]);
-        let batch = RecordBatch::try_from_iter([("blob", Arc::new(huge) as ArrayRef)]).unwrap();
-        let error = Encoder::new(&batch.schema(), None).unwrap().batch(&batch).unwrap_err();
-        assert_eq!(error.kind, ErrorKind::ResourceExhausted);
-        assert!(error.message.contains("blob"), "{error}");
-    }
-}
+mod tests;

@@ -10,7 +10,7 @@ use bytes::{Buf, BufMut as _, Bytes};
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
 /// Smaller buffers are copied together: a part of its own costs as much as copying this many bytes.
-const GATHER_BYTES: usize = 4 << 10;
+pub(super) const GATHER_BYTES: usize = 4 << 10;
 
 /// Fields of `arrow.flight.protocol.FlightData`.
 const DATA_HEADER: u32 = 2;
@@ -36,6 +36,14 @@ pub struct Frame {
     rows: usize,
 }
 
+/// A frame's body while it is put together.
+#[derive(Default)]
+pub(super) struct Body {
+    parts: Vec<Buffer>,
+    gathered: Vec<u8>,
+    bytes: usize,
+}
+
 /// Bytes in parts, to be written in one go.
 #[derive(Default)]
 pub struct Message {
@@ -45,26 +53,53 @@ pub struct Message {
     _held: Option<Held>,
 }
 
+impl Body {
+    /// Bytes so far.
+    pub(super) fn len(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn push(&mut self, buffer: Buffer) {
+        if buffer.len() < GATHER_BYTES {
+            return self.gather(&buffer);
+        }
+        self.bytes += buffer.len();
+        if !self.gathered.is_empty() {
+            self.parts.push(std::mem::take(&mut self.gathered).into());
+        }
+        self.parts.push(buffer);
+    }
+
+    /// Zeros up to the next multiple of the alignment.
+    pub(super) fn pad(&mut self, alignment: usize) {
+        let len = self.bytes.next_multiple_of(alignment) - self.bytes;
+        self.bytes += len;
+        self.gathered.resize(self.gathered.len() + len, 0);
+    }
+
+    fn gather(&mut self, bytes: &[u8]) {
+        self.bytes += bytes.len();
+        self.gathered.extend_from_slice(bytes);
+    }
+}
+
+/// The buffers of a body in order, with their padding.
+impl FromIterator<Buffer> for Body {
+    fn from_iter<I: IntoIterator<Item = Buffer>>(buffers: I) -> Self {
+        let mut body = Self::default();
+        buffers.into_iter().for_each(|buffer| body.push(buffer));
+        body
+    }
+}
+
 impl Frame {
-    /// A frame of IPC metadata and, in order, the buffers of its body with their padding.
-    pub(super) fn new(header: Buffer, body: impl IntoIterator<Item = Buffer>) -> Self {
-        let mut frame = Self { header, parts: Vec::new(), body_bytes: 0, rows: 0 };
-        let mut gathered = Vec::new();
-        for buffer in body {
-            frame.body_bytes += buffer.len();
-            if buffer.len() < GATHER_BYTES {
-                gathered.extend_from_slice(&buffer);
-                continue;
-            }
-            if !gathered.is_empty() {
-                frame.parts.push(std::mem::take(&mut gathered).into());
-            }
-            frame.parts.push(buffer);
-        }
+    /// A frame of IPC metadata and a body.
+    pub(super) fn new(header: Buffer, body: Body) -> Self {
+        let Body { mut parts, gathered, bytes } = body;
         if !gathered.is_empty() {
-            frame.parts.push(gathered.into());
+            parts.push(gathered.into());
         }
-        frame
+        Self { header, parts, body_bytes: bytes, rows: 0 }
     }
 
     /// The same, of a batch of so many rows.
@@ -184,7 +219,8 @@ mod tests {
     use super::*;
 
     fn frame(sizes: &[usize]) -> Frame {
-        Frame::new(Buffer::from(b"header"), sizes.iter().enumerate().map(|(i, &len)| Buffer::from(vec![i as u8; len])))
+        let body = sizes.iter().enumerate().map(|(i, &len)| Buffer::from(vec![i as u8; len]));
+        Frame::new(Buffer::from(b"header"), body.collect())
     }
 
     #[test]
@@ -217,7 +253,7 @@ mod tests {
         let large = Buffer::from(vec![1_u8; 10_000]);
         let small = Buffer::from(vec![2_u8; 10]);
         let body = std::iter::repeat_n(small, 1_000).chain([large.clone()]);
-        let frame = Frame::new(Buffer::default(), body);
+        let frame = Frame::new(Buffer::default(), body.collect());
         assert_eq!((frame.parts.len(), frame.len(), frame.shared_bytes()), (2, 20_000, 20_000));
         assert_eq!(frame.parts[1].as_ptr(), large.as_ptr());
     }

@@ -3,11 +3,12 @@
 //! ```text
 //!  port.rs (connections) --> service.rs (methods, by tonic) --> scan::Engine
 //!      |                                                             |  batches
-//!      +--> do_get.rs (stream, figures) <-- message.rs <-- encode.rs (frames of at most 2 MiB)
+//!      +--> do_get.rs (stream, figures) <-- message.rs <-- encode.rs (frames of at most 2 MiB) <-- batch.rs, views.rs
 //!      +--> exchange.rs (many requests, one stream) <--+
 //! ```
 
 mod actions;
+mod batch;
 mod do_get;
 mod encode;
 mod exchange;
@@ -16,8 +17,9 @@ mod port;
 mod service;
 mod status;
 mod unix;
+mod views;
 
-pub use encode::{Encoder, MAX_FRAME_BYTES};
+pub use encode::{Encoder, MAX_FRAME_BYTES, Prepared};
 pub use message::{Frame, Held, Message};
 pub(crate) use port::until;
 pub use port::{FlightPort, serve};

@@ -16,7 +16,7 @@ use super::load::{LoadError, Purpose, RowGroupRef};
 use super::plan::{ColumnSource, ObjectPlan, ScanPlan};
 use super::resident::PinnedChunk;
 use super::row_group::Column;
-use super::stream::MAX_RESTARTS;
+use super::stream::{Batch, MAX_RESTARTS};
 use crate::admin::ScanMeter;
 use crate::cache::Reservation;
 use crate::parquet::{SLICE_ROWS, decode_bands, fixed_bytes};
@@ -39,6 +39,7 @@ struct Answer {
     places: Vec<u64>,
     /// Rows of a batch: as many as stay within bounds even if all were the longest.
     step: usize,
+    /// Of all that the rows show: views may show what the cache holds no more.
     _reservation: Reservation,
 }
 
@@ -89,7 +90,7 @@ impl Engine {
         self: &Arc<Self>,
         plan: Arc<ScanPlan>,
         meter: Arc<ScanMeter>,
-    ) -> impl Stream<Item = Result<RecordBatch>> + Send + use<> {
+    ) -> impl Stream<Item = Result<Batch>> + Send + use<> {
         let engine = Arc::clone(self);
         async_stream::try_stream! {
             let mut object = plan.objects[0].clone();
@@ -101,7 +102,7 @@ impl Engine {
                         restarts += 1;
                         object = engine.replan_object(&plan, &object, &meter).await?;
                     }
-                    answer => break answer?,
+                    answer => break Arc::new(answer?),
                 }
             };
             let mut left = plan.request.limit.unwrap_or(u64::MAX);
@@ -114,7 +115,7 @@ impl Engine {
                 left -= batch.num_rows() as u64;
                 meter.rows.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
                 if batch.num_rows() > 0 {
-                    yield batch;
+                    yield Batch { rows: batch, held: Some(Arc::clone(&answer) as Arc<_>) };
                 }
             }
         }

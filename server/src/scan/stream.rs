@@ -174,7 +174,7 @@ impl Engine {
             let mut left = plan.request.limit.unwrap_or(u64::MAX);
             if plan.request.rows.is_some() {
                 for await batch in engine.rows(Arc::clone(&plan), Arc::clone(&meter)) {
-                    yield Batch { rows: batch?, held: None };
+                    yield batch?;
                 }
                 left = 0;
             }
