@@ -23,7 +23,7 @@ use prost::Message as _;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::encode::Encoder;
+use super::encode::{Encoder, Prepared};
 use super::message::Message;
 use super::status::status;
 use crate::admin::{Metrics, ScanMeter, add_time};
@@ -167,7 +167,7 @@ async fn open(engine: &Arc<Engine>, ticket: &[u8], meter: &Arc<ScanMeter>) -> Re
     let plan = engine.plan(&Ticket::parse(ticket)?, meter).await?;
     // Before there is an ending: each failure is counted by the ending or by the caller.
     let compression = plan.request.compression;
-    let encoder = Encoder::new(&plan.schema, compression)?;
+    let encoder = Encoder::prepared(&plan.opening(|| Prepared::new(&plan.schema, compression))?);
     let metrics = Arc::clone(engine.metrics());
     metrics.active_scans.inc();
     let ending = Ending {

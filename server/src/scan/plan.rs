@@ -1,6 +1,7 @@
 //! Planning: which row groups of which object versions a scan reads, and the schema it answers with.
 
-use std::sync::Arc;
+use std::any::Any;
+use std::sync::{Arc, OnceLock};
 
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use datafusion::common::ScalarValue;
@@ -51,6 +52,8 @@ pub struct ScanPlan {
     asked_at_us: i64,
     /// The table's schema was given by a ticket or merged from several objects.
     pub(crate) spans_objects: bool,
+    /// Room for what answers with it make of its schema.
+    opening: OnceLock<Arc<dyn Any + Send + Sync>>,
 }
 
 /// One object's part of a scan.
@@ -74,6 +77,17 @@ struct Candidate {
 }
 
 impl ScanPlan {
+    /// What `make` makes of the plan's schema, for this answer and all later ones.
+    pub fn opening<T: Any + Send + Sync>(&self, make: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
+        if let Some(Ok(made)) = self.opening.get().map(|made| Arc::clone(made).downcast()) {
+            return Ok(made);
+        }
+        let made = Arc::new(make()?);
+        // Another answer may have been first.
+        let _ = self.opening.set(Arc::clone(&made) as Arc<dyn Any + Send + Sync>);
+        Ok(made)
+    }
+
     /// Rows the answer has, where no filter leaves it open.
     pub fn exact_rows(&self) -> Option<u64> {
         if let Some(rows) = &self.request.rows {
@@ -275,7 +289,9 @@ impl Engine {
             None => None,
         };
         check_rows(&request, &footers)?;
-        let mut plan = ScanPlan { request, schema, table, output, predicate, objects: Vec::new(), asked_at_us, spans_objects };
+        let opening = OnceLock::new();
+        let mut plan =
+            ScanPlan { request, schema, table, output, predicate, objects: Vec::new(), asked_at_us, spans_objects, opening };
         let planned = futures::stream::iter(footers).map(|(footer, candidate)| {
             let plan = &plan;
             async move { self.plan_object(plan, footer, candidate.share.as_ref(), meter).await }
