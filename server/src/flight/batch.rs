@@ -5,12 +5,11 @@
 //! rows, and the metadata is made again only when it differs from the last.
 
 use arrow::array::{
-    Array, AsArray as _, GenericByteArray, GenericListViewArray, OffsetSizeTrait, PrimitiveArray, RecordBatch,
-    downcast_primitive_array,
+    Array, AsArray as _, GenericByteArray, GenericListViewArray, MutableArrayData, OffsetSizeTrait, RecordBatch,
+    downcast_primitive_array, make_array,
 };
 use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
-use arrow::compute::take;
-use arrow::datatypes::{ByteArrayType, DataType, UInt64Type};
+use arrow::datatypes::{ByteArrayType, DataType};
 use arrow::error::ArrowError;
 use arrow::ipc::{self, FieldNode, MessageBuilder, MessageHeader, MetadataVersion, RecordBatchBuilder};
 use flatbuffers::FlatBufferBuilder;
@@ -212,9 +211,12 @@ impl Writing<'_> {
         if shares {
             return self.array(&array.values().slice(shown.first(), shown.range()));
         }
-        let elements = Elements::rows(array).flat_map(|(offset, size)| offset as u64..(offset + size) as u64);
-        let elements = PrimitiveArray::<UInt64Type>::from_iter_values(elements);
-        self.array(&take(array.values(), &elements, None)?)
+        let values = array.values().to_data();
+        let mut copied = MutableArrayData::new(vec![&values], false, shown.count);
+        for (offset, size) in Elements::rows(array) {
+            copied.try_extend(0, offset, offset + size)?;
+        }
+        self.array(&make_array(copied.freeze()))
     }
 }
 

@@ -122,6 +122,12 @@ impl Frame {
         self.len() == 0
     }
 
+    /// The body, in the parts it is written in.
+    #[cfg(test)]
+    pub(super) fn parts(&self) -> &[Buffer] {
+        &self.parts
+    }
+
     /// Bytes of the body that are not copied, but shared with the arrays.
     pub fn shared_bytes(&self) -> usize {
         self.parts.iter().map(Buffer::len).filter(|len| *len >= GATHER_BYTES).sum()

@@ -14,6 +14,9 @@ const MAX_INLINE_BYTES: u32 = 12;
 /// Bytes of the buffers that copies go to: a message holds no more. A longer value has one of its own.
 const MAX_COPIED_BYTES: usize = 2 << 20;
 
+/// Of less than this, no more exact figure is needed.
+const NEGLIGIBLE_BYTES: usize = 4 << 10;
+
 /// How much may be sent that no row shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Slack {
@@ -102,7 +105,9 @@ pub(super) fn rebase(
     }
     let is_shared = |extent: &Extent| extent.range() >= GATHER_BYTES && slack.allows(extent.range(), extent.shown);
     let shared: Vec<_> = extents.iter().zip(buffers).filter(|(extent, _)| is_shared(extent)).collect();
-    let mut copies = Copies { index: shared.len() as u32, full: Vec::new(), open: Vec::new() };
+    let copied: usize = extents.iter().filter(|extent| !is_shared(extent)).map(|extent| extent.shown.max(extent.range())).sum();
+    let open = Vec::with_capacity(copied.min(MAX_COPIED_BYTES));
+    let mut copies = Copies { index: shared.len() as u32, full: Vec::new(), open };
     let mut rebased: Vec<_> =
         shared.into_iter().map(|(extent, buffer)| buffer.slice_with_length(extent.start, extent.range())).collect();
     let mut index = 0;
@@ -141,8 +146,12 @@ pub(super) fn rebase(
     (views.into(), rebased)
 }
 
-/// Bytes that [`rebase`] makes of an array.
+/// Bytes that [`rebase`] makes of an array; of a small one, at most.
 pub(super) fn rebased_bytes(views: &ScalarBuffer<u128>, buffers: usize, nulls: Option<&NullBuffer>, slack: Slack) -> usize {
+    let at_most = views.iter().map(|view| length(*view) as usize).sum::<usize>() * 2 + size_of_val::<[u128]>(views);
+    if at_most <= NEGLIGIBLE_BYTES {
+        return at_most;
+    }
     let (extents, _) = extents(views, buffers, nulls);
     let sent = |extent: &Extent| if slack.allows(extent.range(), extent.shown) { extent.range() } else { extent.shown };
     size_of_val::<[u128]>(views) + extents.iter().map(sent).sum::<usize>()
@@ -152,10 +161,16 @@ pub(super) fn rebased_bytes(views: &ScalarBuffer<u128>, buffers: usize, nulls: O
 fn extents(views: &[u128], buffers: usize, nulls: Option<&NullBuffer>) -> (Vec<Extent>, bool) {
     let mut extents = vec![Extent::NOTHING; buffers];
     let mut null_points = false;
+    // Neighbours mostly point into one buffer.
+    let (mut current, mut extent) = (0, Extent::NOTHING);
     let mut see = |view: u128| {
         let length = length(view);
         if length > MAX_INLINE_BYTES {
-            let extent = &mut extents[buffer_index(view)];
+            if buffer_index(view) != current {
+                extents[current] = extent;
+                current = buffer_index(view);
+                extent = extents[current];
+            }
             let start = offset(view) as usize;
             extent.start = extent.start.min(start);
             extent.end = extent.end.max(start + length as usize);
@@ -173,6 +188,9 @@ fn extents(views: &[u128], buffers: usize, nulls: Option<&NullBuffer>) -> (Vec<E
                 }
             }
         }
+    }
+    if let Some(last) = extents.get_mut(current) {
+        *last = extent;
     }
     (extents, null_points)
 }
