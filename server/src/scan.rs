@@ -4,12 +4,14 @@
 //!  ScanRequest --plan.rs--> ScanPlan --stream.rs--> row groups, ahead and in order
 //!                                        |
 //!                    row_group.rs: filter columns, decide, the rest --load.rs--> cache | store
+//!                    parquet_rows.rs: what needs no decoding here
 //!                                        |
 //!                                     batches  (rows.rs: the same for row numbers; row_reads.rs: for many small reads)
 //! ```
 
 mod load;
 mod manage;
+mod parquet_rows;
 mod plan;
 mod predicate;
 mod resident;
@@ -26,10 +28,11 @@ use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
 use flightcache_proto::{Error, Result, SlotMap};
 use tokio::sync::Semaphore;
 
+pub use parquet_rows::ParquetRows;
 pub use plan::ScanPlan;
 pub use resident::{ChunkKey, Form};
 pub use row_reads::{PickedRows, RowReads};
-pub use stream::Batch;
+pub use stream::{Batch, Part};
 
 use self::load::LoadError;
 use self::plan::ColumnSource;
