@@ -4,10 +4,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How the rows of a scan travel. They are the same in every form.
+///
+/// `Auto` goes by what large answers showed of the way to a server: see [`SLOW_BYTES_PER_SECOND`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Transfer {
-    /// As Parquet where the way to the server was seen to be slower than [`SLOW_BYTES_PER_SECOND`], as Arrow elsewhere: at first,
-    /// on this host, and over fast networks.
+    /// As Parquet over ways that were seen to be slow, as Arrow otherwise: at first, within a host, over fast networks.
     #[default]
     Auto,
     /// As Arrow, ready to be used.

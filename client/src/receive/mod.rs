@@ -265,7 +265,7 @@ impl Answer {
         match (piece, received) {
             (Some(piece), Received::Message(message)) => {
                 let schema = self.decoder.schema().ok_or_else(|| malformed("Parquet came before the schema"))?;
-                self.parquet.push(piece, &message.body, schema)?;
+                self.parquet.push(&piece, &message.body, schema)?;
                 self.stats = serde_json::from_slice(&message.app_metadata).ok();
                 Ok(None)
             }

@@ -70,11 +70,11 @@ impl ParquetRows {
     }
 
     /// Takes a piece; the last one of a row group starts its decoding. Runs within Tokio.
-    pub(super) fn push(&mut self, piece: ParquetPiece, body: &Buffer, schema: &SchemaRef) -> Result<()> {
+    pub(super) fn push(&mut self, piece: &ParquetPiece, body: &Buffer, schema: &SchemaRef) -> Result<()> {
         let partial = match self.partial.take() {
             Some(partial) => partial,
             None if piece.total_bytes > MAX_FILE_BYTES => {
-                return Err(malformed(&piece, &format!("{} bytes, more than {MAX_FILE_BYTES}", piece.total_bytes)));
+                return Err(malformed(piece, &format!("{} bytes, more than {MAX_FILE_BYTES}", piece.total_bytes)));
             }
             None => Partial { bytes: Vec::with_capacity(piece.total_bytes as usize), announced: piece.clone() },
         };
@@ -188,12 +188,12 @@ fn is_footer_plausible(file: &[u8]) -> bool {
 fn batch_rows(file: &Arc<dyn FileReader>) -> Result<usize, ParquetError> {
     let group = file.metadata().row_group(0);
     let rows = u64::try_from(group.num_rows()).unwrap_or(0).max(1);
-    let (mut mean, mut most) = (1, 1);
+    let (mut mean, mut most) = (1_u64, 1_u64);
     for (at, chunk) in group.columns().iter().enumerate() {
         let values = (u64::try_from(chunk.num_values()).unwrap_or(0) / rows).max(1);
         let width = value_bytes(file, at, chunk)?;
-        mean += values.saturating_mul(width.mean);
-        most += values.saturating_mul(width.most);
+        mean = values.saturating_mul(width.mean).saturating_add(mean);
+        most = values.saturating_mul(width.most).saturating_add(most);
     }
     let rows = (TARGET_BATCH_BYTES / mean).clamp(*BATCH_ROWS.start(), *BATCH_ROWS.end());
     Ok(rows.min(MAX_BATCH_BYTES / most).max(1) as usize)

@@ -11,7 +11,6 @@ use tokio::sync::oneshot;
 use super::Engine;
 use super::load::{LoadError, RowGroupRef};
 use super::plan::{ColumnSource, ScanPlan};
-use super::resident::{ChunkKey, Form};
 use crate::parquet::{Footer, RowGroupFile, RowGroupLayout, row_group_layout};
 use crate::settings::Residency;
 
@@ -48,19 +47,8 @@ impl Engine {
         if !self.may_answer_parquet(plan, &group.footer, sources) {
             return None;
         }
-        let columns = file_columns(plan, sources);
-        // What rests only as arrays is not read again.
-        if columns.iter().any(|&column| self.rests_only_decoded(group, column)) {
-            return None;
-        }
-        row_group_layout(&group.footer, group.row_group, &columns).filter(|layout| layout.total_bytes() <= MAX_FILE_BYTES)
-    }
-
-    fn rests_only_decoded(&self, group: &RowGroupRef, column: usize) -> bool {
-        let Some(object) = &group.footer.id else { return false };
-        let object = Arc::clone(object);
-        let decoded = ChunkKey { object, row_group: group.row_group, column: column as u32, form: Form::Decoded };
-        !self.chunks.contains(&decoded.encoded()) && self.chunks.contains(&decoded)
+        let layout = row_group_layout(&group.footer, group.row_group, &file_columns(plan, sources));
+        layout.filter(|layout| layout.total_bytes() <= MAX_FILE_BYTES)
     }
 
     /// A row group as Parquet. `reserved` is told once the memory for what has to be loaded is reserved.
