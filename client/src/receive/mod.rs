@@ -100,8 +100,14 @@ where
 /// Sends a ticket over a connection, of which the answer's arrival tells how fast it is.
 pub(crate) async fn get(connection: Connection, ticket: Bytes, transfer: Transfer) -> Result<Answer> {
     let Connection { channel, link } = connection;
-    let takes_parquet = link.takes_parquet(transfer);
-    let mut answer = get_with(channel, ticket, takes_parquet).await?;
+    get_over(channel, link, ticket, transfer).await
+}
+
+async fn get_over<S>(service: S, link: Arc<Link>, ticket: Bytes, transfer: Transfer) -> Result<Answer>
+where
+    S: GrpcService<Body, ResponseBody = Body>,
+{
+    let mut answer = get_with(service, ticket, link.takes_parquet(transfer)).await?;
     answer.incoming.link = Some(link);
     Ok(answer)
 }

@@ -151,7 +151,10 @@ fn decode(announced: &ParquetPiece, file: Bytes, schema: &SchemaRef, to: &mpsc::
     }
     let descriptor = metadata.file_metadata().schema_descr();
     let levels = parquet_to_arrow_field_levels(descriptor, ProjectionMask::all(), Some(schema.fields())).map_err(unreadable)?;
-    let rows = batch_rows(&file).map_err(|e| corrupt(e.to_string()))?;
+    let Some(rows) = batch_rows(&file).map_err(|e| corrupt(e.to_string()))? else {
+        let message = format!("{what}: a row takes more than {MAX_BATCH_BYTES} bytes");
+        return Err(Error::new(ErrorKind::ResourceExhausted, message));
+    };
     let reader = ParquetRecordBatchReader::try_new_with_row_groups(&levels, &file, rows, None);
     let reader = reader.map_err(|e| corrupt(e.to_string()))?;
     let types = |schema: &SchemaRef| schema.fields().iter().map(|field| field.data_type().clone()).collect::<Vec<_>>();
@@ -184,8 +187,8 @@ fn is_footer_plausible(file: &[u8]) -> bool {
     footer.is_some_and(thrift::is_plausible)
 }
 
-/// Rows of a batch, so that it takes about as many bytes as it should, and never very many more.
-fn batch_rows(file: &Arc<dyn FileReader>) -> Result<usize, ParquetError> {
+/// Rows of a batch, so that it takes about as many bytes as it should, and never very many more; `None` if a single one may.
+fn batch_rows(file: &Arc<dyn FileReader>) -> Result<Option<usize>, ParquetError> {
     let group = file.metadata().row_group(0);
     let rows = u64::try_from(group.num_rows()).unwrap_or(0).max(1);
     let (mut mean, mut most) = (1_u64, 1_u64);
@@ -196,7 +199,7 @@ fn batch_rows(file: &Arc<dyn FileReader>) -> Result<usize, ParquetError> {
         most = values.saturating_mul(width.most).saturating_add(most);
     }
     let rows = (TARGET_BATCH_BYTES / mean).clamp(*BATCH_ROWS.start(), *BATCH_ROWS.end());
-    Ok(rows.min(MAX_BATCH_BYTES / most).max(1) as usize)
+    Ok(Some(rows.min(MAX_BATCH_BYTES / most) as usize).filter(|rows| *rows > 0))
 }
 
 /// Bytes of a column's values once they are decoded.

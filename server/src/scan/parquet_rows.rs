@@ -14,6 +14,9 @@ use super::plan::{ColumnSource, ScanPlan};
 use crate::parquet::{Footer, RowGroupFile, RowGroupLayout, row_group_layout};
 use crate::settings::Residency;
 
+/// Bytes a row takes on the average, at most: one that takes more can hardly be sent as Arrow, which then says so.
+const MAX_ROW_BYTES: u64 = 2 << 20;
+
 /// A row group of an answer, as a Parquet file.
 #[derive(Clone)]
 pub struct ParquetRows {
@@ -47,7 +50,14 @@ impl Engine {
         if !self.may_answer_parquet(plan, &group.footer, sources) {
             return None;
         }
-        let layout = row_group_layout(&group.footer, group.row_group, &file_columns(plan, sources));
+        let columns = file_columns(plan, sources);
+        let decoded = columns.iter().map(|&column| group.footer.decoded_bytes_estimate(group.row_group, column));
+        let rows = group.footer.row_group_rows(group.row_group).max(1) as u64;
+        // A client makes room for a few rows at least.
+        if decoded.fold(0, u64::saturating_add) / rows > MAX_ROW_BYTES {
+            return None;
+        }
+        let layout = row_group_layout(&group.footer, group.row_group, &columns);
         layout.filter(|layout| layout.total_bytes() <= MAX_FILE_BYTES)
     }
 

@@ -47,7 +47,7 @@ fn many_types(rows: i64) -> RecordBatch {
         (Arc::new(Field::new("i", DataType::Int64, false)), Arc::new(ids().collect::<Int64Array>()) as ArrayRef),
     ]);
     let lists = ids().map(|row| (row % 5 != 4).then(|| (0..row % 4).map(move |item| (item != 2).then_some(item as i32))));
-    let widths = ids().map(|row| (row % 9 != 1).then(|| [row as u8; 16]));
+    let widths = ids().map(|row| (row % 9 != 1).then_some([row as u8; 16]));
     RecordBatch::try_from_iter([
         ("id", Arc::new(ids().collect::<Int64Array>()) as ArrayRef),
         ("text", Arc::new(strings().collect::<StringArray>())),
@@ -300,8 +300,13 @@ async fn a_client_that_leaves_stops_the_loads() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_memory_cannot_keep_comes_in_bands() {
-    let small =
-        Settings { residency: Residency::Parquet, capacity: ByteSize::mib(1), reserve: Some(ByteSize::mib(1)), ..settings() };
+    let small = Settings {
+        residency: Residency::Parquet,
+        capacity: ByteSize::mib(1),
+        reserve: Some(ByteSize::mib(1)),
+        memory_wait: Duration::from_millis(200),
+        ..settings()
+    };
     let cache = Cache::with(small, TestStore::new()).await;
     cache.store.put("t.parquet", file(0, 100_000, 100_000, 2)).await;
     let (rows, stats) = read(&cache, URL, Some(&["c0"]), Transfer::Parquet).await.unwrap();

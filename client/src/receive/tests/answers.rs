@@ -11,6 +11,7 @@ use bytes::Bytes;
 use flightcache_proto::error::ERROR_KIND_METADATA;
 use flightcache_proto::scan::SCAN_STATS_TRAILER;
 use flightcache_proto::{Error, ErrorKind, Result, ScanStats};
+use futures::Stream;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
@@ -49,7 +50,15 @@ pub(super) fn canned(
     headers: HeaderMap,
     pieces: impl IntoIterator<Item = Piece, IntoIter: Send + 'static>,
 ) -> Canned {
-    let mut answer = Response::new(Body::new(StreamBody::new(futures::stream::iter(pieces))));
+    canned_stream(status, headers, futures::stream::iter(pieces))
+}
+
+pub(super) fn canned_stream(
+    status: StatusCode,
+    headers: HeaderMap,
+    pieces: impl Stream<Item = Piece> + Send + 'static,
+) -> Canned {
+    let mut answer = Response::new(Body::new(StreamBody::new(pieces)));
     *answer.status_mut() = status;
     *answer.headers_mut() = headers;
     Canned { answer: Some(answer), asked: Arc::default() }

@@ -2,19 +2,23 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use arrow::array::{ArrayRef, Int32Array, RecordBatch, StringArray};
 use arrow_flight::FlightData;
 use bytes::Bytes;
 use flightcache_proto::parquet::{MAX_FILE_BYTES, ParquetPiece};
 use flightcache_proto::{Error, ErrorKind, Result};
+use futures::StreamExt as _;
 use http::{HeaderMap, StatusCode};
 use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 
-use super::super::{Answer, Payload, get_with};
-use super::answers::{Canned, OK, canned, piece, trailers};
+use super::super::{Answer, Payload, get_over, get_with};
+use super::answers::{Canned, OK, canned, canned_stream, piece, trailers};
 use super::{data, numbers, wire};
+use crate::link::{Link, Transfer};
 
 fn file_of(batches: &[RecordBatch], properties: WriterProperties) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -102,6 +106,31 @@ async fn it_is_asked_for_only_where_it_is_taken() {
     let mut answer = ask(&frames, false).await;
     answer.next().await.unwrap();
     assert_eq!(answer.next().await.unwrap_err().kind, ErrorKind::Internal, "it was not asked for");
+}
+
+#[tokio::test]
+async fn a_link_that_was_slow_is_asked_for_parquet_next() {
+    for (is_local, pause_ms) in [(false, 3), (false, 0), (true, 3)] {
+        let link = Arc::new(Link::new(is_local));
+        for has_been_read in [false, true] {
+            let column: ArrayRef = Arc::new(Int32Array::from(vec![0; 1 << 18]));
+            let frames = data(&[RecordBatch::try_from_iter([("n", column)]).unwrap()]);
+            let frames = std::iter::once(&frames[0]).chain(std::iter::repeat_n(&frames[1], 8));
+            let pieces: Vec<_> = frames.map(|frame| piece(wire(std::slice::from_ref(frame)))).chain([trailers([OK])]).collect();
+            let pieces = futures::stream::iter(pieces).then(move |piece| async move {
+                if pause_ms > 0 {
+                    tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+                }
+                Ok(piece)
+            });
+            let service = canned_stream(StatusCode::OK, HeaderMap::new(), pieces);
+            let asked = Arc::clone(&service.asked);
+            let mut answer = get_over(service, Arc::clone(&link), Bytes::new(), Transfer::Auto).await.unwrap();
+            while answer.next().await.unwrap().is_some() {}
+            let takes_parquet = asked.lock().unwrap().take().unwrap().headers().contains_key("flightcache-accept");
+            assert_eq!(takes_parquet, has_been_read && !is_local && pause_ms > 0, "{is_local} {pause_ms}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -227,11 +256,18 @@ async fn a_dictionary_of_long_values_makes_short_batches() {
     let batches: Vec<RecordBatch> = (0..5).map(|_| batch.clone()).collect();
     let parquet = file_of(&batches, WriterProperties::default());
     let [schema, _] = arrow(&batch.slice(0, 1));
-    let mut answer = ask(&[&[schema][..], &pieces(&parquet, 500, 10_000)].concat(), true).await;
+    let mut answer = ask(&[&[schema.clone()][..], &pieces(&parquet, 500, 10_000)].concat(), true).await;
     answer.next().await.unwrap();
     let Payload::Batch(first) = answer.next().await.unwrap().unwrap().payload else { panic!("rows") };
     assert!(first.num_rows() * 200_000 <= 64 << 20, "{}", first.num_rows());
     assert_eq!(first, all(&batches).slice(0, first.num_rows()));
+
+    // A row that takes more than any batch may.
+    let column: ArrayRef = Arc::new(StringArray::from(vec!["x".repeat(70 << 20)]));
+    let batch = RecordBatch::try_from_iter_with_nullable([("s", column, false)]).unwrap();
+    let zstd = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
+    let error = refused(&[&[schema][..], &pieces(&file_of(&[batch], zstd), 1, 100_000)].concat()).await;
+    assert_eq!(error.kind, ErrorKind::ResourceExhausted, "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
