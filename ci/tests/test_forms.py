@@ -1,11 +1,13 @@
 """How chunks rest, and how answers travel: every form answers alike."""
 
 import json
+import subprocess
+import urllib.request
 
 import pyarrow as pa
 import pyarrow.flight as flight
 import pytest
-from conftest import DATA, Server
+from conftest import BIN, DATA, Server
 from test_parquet_testing import FILES, REFUSED, same
 from test_scans import parquet
 
@@ -34,6 +36,47 @@ def test_every_file_is_the_same_in_every_form(cache, server, path):
     if expected.num_rows > 2 and expected.num_columns:
         rows = [expected.num_rows - 1, 0, 1, 0]
         assert same(cache.scan(url, rows=rows), expected.take(rows))
+
+
+def get(server, url, transfer, tmp_path):
+    """A scan by our own client, and the bytes that the server sent for it."""
+    out = tmp_path / f"{transfer}.arrow"
+    before = served_bytes(server)
+    command = [BIN / "flightcache", "--server", server.uri, "get", url, "--transfer", transfer, "--format", "arrow", "-o", out]
+    done = subprocess.run(command, capture_output=True)
+    if done.returncode:
+        return done.stderr.decode(), None
+    return pa.ipc.open_file(out).read_all(), served_bytes(server) - before
+
+
+def served_bytes(server):
+    metrics = urllib.request.urlopen(server.admin + "/metrics").read().decode()
+    return int(next(line.split()[1] for line in metrics.splitlines() if line.startswith("flightcache_served_bytes_total ")))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_file_is_the_same_as_parquet(cache, server, path, tmp_path):
+    url = f"file://{path}"
+    try:
+        expected = server.scan(url)
+    except (flight.FlightError, pa.ArrowException):
+        expected = None
+    for _ in range(2):
+        table, _ = get(cache, url, "parquet", tmp_path)
+        if expected is None:
+            assert isinstance(table, str) and path.name in table, table
+        else:
+            assert not isinstance(table, str) and same(table, expected), table
+            assert table.schema.equals(expected.schema)
+
+
+def test_parquet_is_smaller_where_its_bytes_rest(cache, tmp_path):
+    url = f"file://{DATA}/parquet-testing/data/delta_byte_array.parquet"
+    arrow, arrow_bytes = get(cache, url, "arrow", tmp_path)
+    parquet, parquet_bytes = get(cache, url, "parquet", tmp_path)
+    assert same(parquet, arrow)
+    assert (parquet_bytes < arrow_bytes / 1.5) == (cache.residency != "arrow"), (parquet_bytes, arrow_bytes)
+    assert get(cache, url, "auto", tmp_path)[1] == arrow_bytes, "within a host"
 
 
 def test_what_rests_is_told(cache):

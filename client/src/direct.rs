@@ -9,7 +9,8 @@ use flightcache_proto::{Error, ErrorKind, Result, ScanRequest, ScanStats, Ticket
 use futures::{Stream, StreamExt as _};
 
 use crate::client::Client;
-use crate::receive::{Answer, Frame, Payload, do_get};
+use crate::link::Transfer;
+use crate::receive::{Answer, Frame, Payload, get};
 use crate::retry::{MAX_ATTEMPTS, back_off, retrying};
 use crate::scan::{self, overwritten};
 
@@ -20,10 +21,10 @@ pub(crate) struct Opened {
 }
 
 /// Asks for all of a scan, if one server owns everything. The answer has begun with its schema.
-pub(crate) async fn open(client: &Client, request: &ScanRequest) -> Result<Option<Opened>> {
+pub(crate) async fn open(client: &Client, request: &ScanRequest, transfer: Transfer) -> Result<Option<Opened>> {
     let open = async {
-        let Some(channel) = client.routes.sole_owner().await? else { return Ok(None) };
-        let mut answer = do_get(channel, Ticket::Scan(request.clone()).encode().into()).await?;
+        let Some(connection) = client.routes.sole_owner().await? else { return Ok(None) };
+        let mut answer = get(connection, Ticket::Scan(request.clone()).encode().into(), transfer).await?;
         match answer.next().await? {
             Some(Frame { payload: Payload::Schema(schema), .. }) => Ok(Some(Opened { schema, answer })),
             _ => Err(Error::internal("the server's answer does not begin with a schema")),
@@ -36,6 +37,7 @@ pub(crate) async fn open(client: &Client, request: &ScanRequest) -> Result<Optio
 pub(crate) fn read(
     client: Client,
     request: ScanRequest,
+    transfer: Transfer,
     opened: Opened,
     stats: Arc<Mutex<Vec<ScanStats>>>,
 ) -> impl Stream<Item = Result<RecordBatch>> + Send {
@@ -71,12 +73,12 @@ pub(crate) fn read(
             attempt += 1;
             back_off(attempt).await;
             stats.lock().unwrap_or_else(PoisonError::into_inner).clear();
-            let Some(again) = retrying(|| open(&client, &request)).await? else {
+            let Some(again) = retrying(|| open(&client, &request, transfer)).await? else {
                 let info = retrying(|| scan::plan(&client, &request)).await?;
                 if scan::schema_of(&info)?.fields() != schema.fields() {
                     Err(overwritten(&request))?;
                 }
-                let mut shares = pin!(scan::read(client, request, info, schema, stats));
+                let mut shares = pin!(scan::read(client, request, transfer, info, schema, stats));
                 while let Some(batch) = shares.next().await {
                     yield batch?;
                 }

@@ -19,11 +19,12 @@
 //! # }
 //! ```
 //!
-//! Reading order: [`client`], [`scan`], [`exchange`] (many small requests), [`routes`], [`receive`].
+//! Reading order: [`client`], [`scan`], [`exchange`] (many small requests), [`routes`], [`link`] (what travels over which way), [`receive`].
 
 pub mod client;
 mod direct;
 pub mod exchange;
+pub mod link;
 pub mod receive;
 mod retry;
 pub mod routes;
@@ -32,4 +33,5 @@ pub mod scan;
 pub use client::Client;
 pub use exchange::{Exchange, RowTemplate};
 pub use flightcache_proto::{Error, ErrorKind, Populate, Result, ScanRequest, ScanStats, SlotMap, action};
+pub use link::Transfer;
 pub use scan::{ScanBuilder, ScanStream};

@@ -1,6 +1,7 @@
 //! Who owns which slot, and the connections to them.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::link::Link;
 use crate::receive::MAX_MESSAGE_BYTES;
 use crate::retry::from_status;
 
@@ -33,13 +35,20 @@ const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
 /// The locks guard memory only, never I/O.
 #[derive(Debug)]
 pub struct Routes {
-    seed: Channel,
+    seed: Connection,
     /// The seed is a Unix socket, which no slot map names.
     is_local: bool,
     map: Mutex<Option<Known>>,
     /// By host and port, or path.
-    channels: Mutex<HashMap<String, Channel>>,
+    connections: Mutex<HashMap<String, Connection>>,
     lookups: AtomicU64,
+}
+
+/// A channel to a server, and what is known of the way there.
+#[derive(Clone, Debug)]
+pub(crate) struct Connection {
+    pub(crate) channel: Channel,
+    pub(crate) link: Arc<Link>,
 }
 
 /// The newest slot map that was seen.
@@ -88,7 +97,17 @@ impl tower::Service<Uri> for UnixConnector {
     }
 }
 
-/// A channel to an address. Connects when it is first used.
+/// Whether an address is one of this host, as far as it tells.
+fn is_local(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
+    address.starts_with('/') || host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+}
+
+/// A connection to an address, made when it is first used.
+fn connection(address: &str) -> Result<Connection> {
+    Ok(Connection { channel: channel(address)?, link: Arc::new(Link::new(is_local(address))) })
+}
+
 fn channel(address: &str) -> Result<Channel> {
     let is_path = address.starts_with('/');
     // HTTP/2 has to be told some host.
@@ -112,14 +131,14 @@ impl Routes {
     /// Routes learned from the server at `location`.
     pub(crate) fn new(location: &str) -> Result<Self> {
         let address = address(location)?;
-        let seed = channel(address)?;
+        let seed = connection(address)?;
         // A map that names the seed is served over the connection there is.
-        let channels = Mutex::new(HashMap::from([(address.to_owned(), seed.clone())]));
-        Ok(Self { seed, is_local: address.starts_with('/'), map: Mutex::default(), channels, lookups: AtomicU64::new(0) })
+        let connections = Mutex::new(HashMap::from([(address.to_owned(), seed.clone())]));
+        Ok(Self { seed, is_local: address.starts_with('/'), map: Mutex::default(), connections, lookups: AtomicU64::new(0) })
     }
 
     /// The server the map comes from.
-    pub(crate) fn seed(&self) -> Channel {
+    pub(crate) fn seed(&self) -> Connection {
         self.seed.clone()
     }
 
@@ -134,8 +153,11 @@ impl Routes {
     /// The server's slot map, which replaces an older one.
     pub async fn refresh(&self) -> Result<Arc<SlotMap>> {
         self.lookups.fetch_add(1, Ordering::Relaxed);
-        let mut results =
-            flight(self.seed()).do_action(Action::new(action::SLOT_MAP, "")).await.map_err(|e| from_status(&e))?.into_inner();
+        let mut results = flight(self.seed().channel)
+            .do_action(Action::new(action::SLOT_MAP, ""))
+            .await
+            .map_err(|e| from_status(&e))?
+            .into_inner();
         let result = results.message().await.map_err(|e| from_status(&e))?;
         let body = result.ok_or_else(|| Error::internal("the server answered no slot map"))?.body;
         let map: SlotMap =
@@ -166,33 +188,33 @@ impl Routes {
     }
 
     /// The owner of a slot, over a kept connection.
-    pub(crate) async fn owner(&self, slot: Slot) -> Result<Channel> {
+    pub(crate) async fn owner(&self, slot: Slot) -> Result<Connection> {
         let map = self.map().await?;
-        self.channel(&map, map.owner(slot))
+        self.connection(&map, map.owner(slot))
     }
 
     /// Who can answer any scan whole without asking others: the preferred owner of every slot, if there is one. While nothing is
     /// known of owners, the seed, which answers in any case.
-    pub(crate) async fn sole_owner(&self) -> Result<Option<Channel>> {
+    pub(crate) async fn sole_owner(&self) -> Result<Option<Connection>> {
         if lock(&self.map).is_none() {
             return Ok(Some(self.seed()));
         }
         let map = self.map().await?;
-        map.sole_owner().map(|node| self.channel(&map, node)).transpose()
+        map.sole_owner().map(|node| self.connection(&map, node)).transpose()
     }
 
-    fn channel(&self, map: &SlotMap, node: &Node) -> Result<Channel> {
+    fn connection(&self, map: &SlotMap, node: &Node) -> Result<Connection> {
         // The map of a server that is alone names that server, by an address that its Unix socket saves us.
         let is_seed = self.is_local && map.nodes().len() == 1;
         let Some(uri) = node.uri.as_deref().filter(|_| !is_seed) else { return Ok(self.seed()) };
         let address = address(uri)?;
-        let mut channels = lock(&self.channels);
-        if let Some(channel) = channels.get(address) {
-            return Ok(channel.clone());
+        let mut connections = lock(&self.connections);
+        if let Some(connection) = connections.get(address) {
+            return Ok(connection.clone());
         }
-        let channel = channel(address)?;
-        channels.insert(address.to_owned(), channel.clone());
-        Ok(channel)
+        let connection = connection(address)?;
+        connections.insert(address.to_owned(), connection.clone());
+        Ok(connection)
     }
 
     /// Times the slot map was asked for.
@@ -203,4 +225,21 @@ impl Routes {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_this_host_are_known_as_such() {
+        for local in
+            ["/run/flightcache.sock", "localhost:50051", "127.0.0.1:1", "127.8.8.8:1", "[::1]:50051", "[::ffff:127.0.0.1]:1"]
+        {
+            assert!(is_local(local), "{local}");
+        }
+        for remote in ["10.0.0.1:50051", "cache:50051", "localhost.example.org:1", "[fe80::1]:1", "[::]:1"] {
+            assert!(!is_local(remote), "{remote}");
+        }
+    }
 }

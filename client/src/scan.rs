@@ -16,6 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::client::Client;
 use crate::direct;
+use crate::link::Transfer;
 use crate::receive::{self, Payload};
 use crate::retry::{MAX_ATTEMPTS, back_off, from_status, retrying};
 use crate::routes::flight;
@@ -31,6 +32,7 @@ const BATCHES_BUFFERED: usize = 4;
 pub struct ScanBuilder {
     client: Client,
     request: ScanRequest,
+    transfer: Transfer,
     is_direct: bool,
 }
 
@@ -56,7 +58,7 @@ struct Share {
 
 impl ScanBuilder {
     pub(crate) fn new(client: Client, request: ScanRequest) -> Self {
-        Self { client, request, is_direct: false }
+        Self { client, request, transfer: Transfer::Auto, is_direct: false }
     }
 
     /// Returns only these columns, in this order.
@@ -89,6 +91,12 @@ impl ScanBuilder {
         self
     }
 
+    /// Says how the rows travel.
+    pub fn transfer(mut self, transfer: Transfer) -> Self {
+        self.transfer = transfer;
+        self
+    }
+
     /// Plans and reads in one request where one server owns everything; elsewhere in two, as it is done otherwise.
     ///
     /// Saves a round trip, which is most of a small answer's time. A large one is better read in shares, several at a time.
@@ -104,16 +112,16 @@ impl ScanBuilder {
 
     /// Plans the scan and starts reading.
     pub async fn send(self) -> Result<ScanStream> {
-        let Self { client, request, is_direct } = self;
+        let Self { client, request, transfer, is_direct } = self;
         let stats: Arc<Mutex<Vec<ScanStats>>> = Arc::default();
-        if is_direct && let Some(opened) = retrying(|| direct::open(&client, &request)).await? {
+        if is_direct && let Some(opened) = retrying(|| direct::open(&client, &request, transfer)).await? {
             let schema = Arc::clone(&opened.schema);
-            let batches = direct::read(client, request, opened, Arc::clone(&stats)).boxed();
+            let batches = direct::read(client, request, transfer, opened, Arc::clone(&stats)).boxed();
             return Ok(ScanStream { schema, stats, batches });
         }
         let info = retrying(|| plan(&client, &request)).await?;
         let schema = Arc::new(schema_of(&info)?);
-        let batches = read(client, request, info, Arc::clone(&schema), Arc::clone(&stats)).boxed();
+        let batches = read(client, request, transfer, info, Arc::clone(&schema), Arc::clone(&stats)).boxed();
         Ok(ScanStream { schema, stats, batches })
     }
 }
@@ -149,7 +157,7 @@ impl Stream for ScanStream {
 
 pub(crate) async fn plan(client: &Client, request: &ScanRequest) -> Result<FlightInfo> {
     let slot = Slot::of(&request.url, Part::Footer);
-    let mut flight = flight(client.routes.owner(slot).await?);
+    let mut flight = flight(client.routes.owner(slot).await?.channel);
     let info = flight.get_flight_info(FlightDescriptor::new_cmd(request.to_protobuf())).await;
     info.map(tonic::Response::into_inner).map_err(|e| from_status(&e)).inspect_err(|e| client.routes.learn_from(e))
 }
@@ -188,6 +196,7 @@ fn shares(client: &Client, info: &FlightInfo) -> Result<Vec<Share>> {
 pub(crate) fn read(
     client: Client,
     request: ScanRequest,
+    transfer: Transfer,
     info: FlightInfo,
     schema: SchemaRef,
     stats: Arc<Mutex<Vec<ScanStats>>>,
@@ -201,7 +210,7 @@ pub(crate) fn read(
             let mut running = futures::stream::iter(shares)
                 .map(|share| {
                     let (sender, receiver) = mpsc::channel(BATCHES_BUFFERED);
-                    let task = read_share(client.clone(), share, Arc::clone(&schema), sender, Arc::clone(&stats));
+                    let task = read_share(client.clone(), share, transfer, Arc::clone(&schema), sender, Arc::clone(&stats));
                     let task = tokio::spawn(task);
                     std::future::ready((receiver, AbortOnDropHandle::new(task)))
                 })
@@ -247,6 +256,7 @@ pub(crate) fn read(
 async fn read_share(
     client: Client,
     share: Share,
+    transfer: Transfer,
     schema: SchemaRef,
     sender: mpsc::Sender<Result<RecordBatch>>,
     stats: Arc<Mutex<Vec<ScanStats>>>,
@@ -254,7 +264,7 @@ async fn read_share(
     let mut attempt = 1;
     loop {
         let mut has_delivered = false;
-        let Err(error) = read_once(&client, &share, &schema, &sender, &stats, &mut has_delivered).await else { return };
+        let Err(error) = read_once(&client, &share, transfer, &schema, &sender, &stats, &mut has_delivered).await else { return };
         client.routes.learn_from(&error);
         let may_retry = error.kind.is_retryable() && error.kind != ErrorKind::Changed && !has_delivered && attempt < MAX_ATTEMPTS;
         if !may_retry {
@@ -270,16 +280,17 @@ async fn read_share(
 async fn read_once(
     client: &Client,
     share: &Share,
+    transfer: Transfer,
     schema: &Schema,
     sender: &mpsc::Sender<Result<RecordBatch>>,
     stats: &Mutex<Vec<ScanStats>>,
     has_delivered: &mut bool,
 ) -> Result<()> {
-    let channel = match share.route {
+    let connection = match share.route {
         Some(route) => client.routes.owner(route.slot).await?,
         None => client.routes.seed(),
     };
-    let mut answer = receive::do_get(channel, share.ticket.ticket.clone()).await?;
+    let mut answer = receive::get(connection, share.ticket.ticket.clone(), transfer).await?;
     while let Some(frame) = answer.next().await? {
         if let Some(so_far) = frame.stats
             && let Some(stats) = stats.lock().unwrap_or_else(PoisonError::into_inner).get_mut(share.index)

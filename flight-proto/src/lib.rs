@@ -7,15 +7,17 @@
 //! ```
 //!
 //! Reading order: [`scan`] (what a user asks), [`object`] and [`slot`] (what it means), [`slot_map`] (who owns it),
-//! [`ticket`] (what travels), [`exchange`] (many over one stream), [`action`] (the rest of the protocol), [`error`] (how things fail).
+//! [`ticket`] (what travels), [`parquet`] (how rows may travel), [`exchange`] (many over one stream), [`action`] (the rest of the protocol), [`error`] (how things fail). [`thrift`] checks Parquet's metadata before it is read.
 
 pub mod action;
 pub mod error;
 pub mod exchange;
 pub mod object;
+pub mod parquet;
 pub mod scan;
 pub mod slot;
 pub mod slot_map;
+pub mod thrift;
 pub mod ticket;
 
 pub use error::{Error, ErrorKind, Result};

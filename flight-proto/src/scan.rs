@@ -142,6 +142,8 @@ pub struct ScanStats {
     pub bytes: u64,
     /// Row groups read at least in part.
     pub row_groups: u64,
+    /// Row groups sent as Parquet.
+    pub row_groups_as_parquet: u64,
     /// Row groups skipped by statistics, Bloom filters or because no row of their filter columns matched.
     pub row_groups_pruned: u64,
     /// Column chunks found in the cache.
@@ -168,6 +170,7 @@ impl std::iter::Sum for ScanStats {
             rows: a.rows.saturating_add(b.rows),
             bytes: a.bytes.saturating_add(b.bytes),
             row_groups: a.row_groups.saturating_add(b.row_groups),
+            row_groups_as_parquet: a.row_groups_as_parquet.saturating_add(b.row_groups_as_parquet),
             row_groups_pruned: a.row_groups_pruned.saturating_add(b.row_groups_pruned),
             chunks_hit: a.chunks_hit.saturating_add(b.chunks_hit),
             chunks_missed: a.chunks_missed.saturating_add(b.chunks_missed),

@@ -4,6 +4,7 @@
 //!  ScanRequest --plan.rs--> ScanPlan --stream.rs--> row groups, ahead and in order
 //!                                        |
 //!                    row_group.rs: filter columns, decide, the rest --load.rs--> cache | store
+//!                    parquet_rows.rs: what needs no decoding here
 //!                                        |
 //!                                     batches  (rows.rs: the same for row numbers; row_reads.rs: for many small reads)
 //! ```
@@ -11,6 +12,7 @@
 mod kept_plans;
 mod load;
 mod manage;
+mod parquet_rows;
 mod plan;
 mod predicate;
 mod resident;
@@ -27,10 +29,11 @@ use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
 use flightcache_proto::{Error, Result, SlotMap};
 use tokio::sync::Semaphore;
 
+pub use parquet_rows::ParquetRows;
 pub use plan::ScanPlan;
 pub use resident::{ChunkKey, Form};
 pub use row_reads::{PickedRows, RowReads};
-pub use stream::Batch;
+pub use stream::{Batch, Part};
 
 use self::kept_plans::KeptPlans;
 use self::load::LoadError;

@@ -82,7 +82,7 @@ impl Field {
     }
 }
 
-fn malformed(why: &str) -> Error {
+pub(super) fn malformed(why: &str) -> Error {
     Error::internal(format!("the server's answer cannot be decoded: {why}"))
 }
 

@@ -35,6 +35,11 @@ pub(crate) struct Decoder {
 }
 
 impl Decoder {
+    /// The schema that came last.
+    pub(super) fn schema(&self) -> Option<&SchemaRef> {
+        self.schema.as_ref()
+    }
+
     pub(crate) fn decode(&mut self, message: &Message) -> Result<Payload> {
         // The readers trust lengths and types to agree.
         let decoded = std::panic::catch_unwind(AssertUnwindSafe(|| self.try_decode(message)));

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  HTTP/2 DATA, cut anywhere --assemble--> FlightData, its body aligned --decode--> batches that are slices of the body
+//!                                               \--parquet_rows--> row groups as Parquet --> batches
 //! ```
 //!
 //! tonic would copy every byte into a buffer of its own, from which the Flight decoder copies it again to align it; here a body
@@ -10,10 +11,17 @@
 mod assemble;
 mod decode;
 mod flat;
+mod parquet_rows;
 #[cfg(test)]
 mod tests;
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Instant;
+
 use bytes::{BufMut as _, Bytes};
+use flightcache_proto::parquet::{ACCEPT_HEADER, PARQUET, ParquetPiece};
 use flightcache_proto::scan::SCAN_STATS_TRAILER;
 use flightcache_proto::{Error, ErrorKind, Result, ScanStats};
 use http::header::{CONTENT_TYPE, TE};
@@ -26,9 +34,13 @@ use tonic::{Code, Status};
 
 use self::assemble::Assembler;
 pub(crate) use self::assemble::Message;
+use self::assemble::malformed;
 pub(crate) use self::decode::Decoder;
 pub use self::decode::Payload;
+use self::parquet_rows::ParquetRows;
+use crate::link::{Arrivals, Link, Transfer};
 use crate::retry::from_status;
+use crate::routes::Connection;
 
 const DO_GET_PATH: &str = "/arrow.flight.protocol.FlightService/DoGet";
 const DO_EXCHANGE_PATH: &str = "/arrow.flight.protocol.FlightService/DoExchange";
@@ -38,12 +50,27 @@ pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// An answer that is being received. Dropping it cancels the call.
 #[derive(Debug)]
 pub struct Answer {
+    incoming: Incoming,
+    decoder: Decoder,
+    /// Parquet was asked for.
+    takes_parquet: bool,
+    parquet: ParquetRows,
+    /// What came behind row groups that are still to be read.
+    ahead: Option<Result<Received>>,
+    /// Figures that came with Parquet.
+    stats: Option<ScanStats>,
+}
+
+/// The messages of an answer.
+#[derive(Debug)]
+struct Incoming {
     /// `None` after its end, or an error.
     body: Option<Body>,
     assembler: Assembler,
-    decoder: Decoder,
     /// The status came in the headers, and is good: there are neither messages nor trailers.
     is_status_known: bool,
+    arrivals: Arrivals,
+    link: Option<Arc<Link>>,
 }
 
 /// One message of an answer.
@@ -56,6 +83,7 @@ pub struct Frame {
 }
 
 /// What came.
+#[derive(Debug)]
 enum Received {
     Message(Message),
     /// The good end, with the last figures.
@@ -67,7 +95,34 @@ pub async fn do_get<S>(service: S, ticket: Bytes) -> Result<Answer>
 where
     S: GrpcService<Body, ResponseBody = Body>,
 {
-    call(service, request(DO_GET_PATH, of_ticket(ticket)?)).await
+    get_with(service, ticket, false).await
+}
+
+/// Sends a ticket over a connection, of which the answer's arrival tells how fast it is.
+pub(crate) async fn get(connection: Connection, ticket: Bytes, transfer: Transfer) -> Result<Answer> {
+    let Connection { channel, link } = connection;
+    get_over(channel, link, ticket, transfer).await
+}
+
+async fn get_over<S>(service: S, link: Arc<Link>, ticket: Bytes, transfer: Transfer) -> Result<Answer>
+where
+    S: GrpcService<Body, ResponseBody = Body>,
+{
+    let mut answer = get_with(service, ticket, link.takes_parquet(transfer)).await?;
+    answer.incoming.link = Some(link);
+    Ok(answer)
+}
+
+/// Sends a ticket, and that the answer may hold Parquet.
+async fn get_with<S>(service: S, ticket: Bytes, takes_parquet: bool) -> Result<Answer>
+where
+    S: GrpcService<Body, ResponseBody = Body>,
+{
+    let mut request = request(DO_GET_PATH, of_ticket(ticket)?);
+    if takes_parquet {
+        request.headers_mut().insert(ACCEPT_HEADER, HeaderValue::from_static(PARQUET));
+    }
+    Ok(Answer { takes_parquet, ..call(service, request).await? })
 }
 
 /// Sends requests, whose answers are [`Answer::next_message`]s.
@@ -93,11 +148,20 @@ where
         }
         _ => {}
     }
-    Ok(Answer {
+    let incoming = Incoming {
         body: Some(body),
         assembler: Assembler::new(MAX_MESSAGE_BYTES),
-        decoder: Decoder::default(),
         is_status_known: status.is_some(),
+        arrivals: Arrivals::default(),
+        link: None,
+    };
+    Ok(Answer {
+        incoming,
+        decoder: Decoder::default(),
+        takes_parquet: false,
+        parquet: ParquetRows::default(),
+        ahead: None,
+        stats: None,
     })
 }
 
@@ -150,43 +214,109 @@ fn kind_of(status: StatusCode) -> ErrorKind {
 
 impl Answer {
     /// The next message; `None` only after an end that the server declared good. May be dropped while it waits.
+    ///
+    /// Of row groups that come as Parquet, their batches, in the order of rows; meanwhile the next row group is received.
     pub async fn next(&mut self) -> Result<Option<Frame>> {
-        let next = self.receive().await.and_then(|received| match received {
-            Received::Message(message) => {
-                let payload = self.decoder.decode(&message)?;
-                Ok(Some(Frame { payload, stats: serde_json::from_slice(&message.app_metadata).ok() }))
-            }
-            Received::End(frame) => Ok(frame),
-        });
+        let next = self.next_frame().await;
         if next.is_err() {
-            self.body = None;
+            self.incoming.body = None;
+            (self.parquet, self.ahead) = (ParquetRows::default(), None);
         }
         next
     }
 
     /// The same as it came.
     pub(crate) async fn next_message(&mut self) -> Result<Option<Message>> {
-        match self.receive().await {
+        match self.incoming.receive().await {
             Ok(Received::Message(message)) => Ok(Some(message)),
             Ok(Received::End(_)) => Ok(None),
             Err(error) => {
-                self.body = None;
+                self.incoming.body = None;
                 Err(error)
             }
         }
     }
 
+    async fn next_frame(&mut self) -> Result<Option<Frame>> {
+        loop {
+            let received = if self.parquet.is_empty() {
+                match self.ahead.take() {
+                    Some(received) => received,
+                    None => self.incoming.receive().await,
+                }
+            } else {
+                let may_receive = self.ahead.is_none() && self.parquet.has_room();
+                tokio::select! {
+                    biased;
+                    batch = self.parquet.next_batch() => match batch {
+                        Some(batch) => return Ok(Some(Frame { payload: Payload::Batch(batch?), stats: self.stats.take() })),
+                        None => continue,
+                    },
+                    received = self.incoming.receive(), if may_receive => received,
+                }
+            };
+            match received.and_then(|received| self.without_parquet(received)).transpose() {
+                None => {}
+                Some(received) if !self.parquet.is_empty() => self.ahead = Some(received),
+                Some(received) => return self.frame(received?),
+            }
+        }
+    }
+
+    /// Takes what came as Parquet; `None` if that was all.
+    fn without_parquet(&mut self, received: Received) -> Result<Option<Received>> {
+        let piece = match &received {
+            Received::Message(message) if self.takes_parquet => ParquetPiece::parse(&message.header)?,
+            _ => None,
+        };
+        match (piece, received) {
+            (Some(piece), Received::Message(message)) => {
+                let schema = self.decoder.schema().ok_or_else(|| malformed("Parquet came before the schema"))?;
+                self.parquet.push(&piece, &message.body, schema)?;
+                self.stats = serde_json::from_slice(&message.app_metadata).ok();
+                Ok(None)
+            }
+            _ if !self.parquet.is_complete() => Err(malformed("a row group is cut off")),
+            (_, received) => Ok(Some(received)),
+        }
+    }
+
+    fn frame(&mut self, received: Received) -> Result<Option<Frame>> {
+        match received {
+            Received::Message(message) => {
+                let payload = self.decoder.decode(&message)?;
+                Ok(Some(Frame { payload, stats: serde_json::from_slice(&message.app_metadata).ok() }))
+            }
+            Received::End(frame) => Ok(frame),
+        }
+    }
+}
+
+impl Incoming {
     async fn receive(&mut self) -> Result<Received> {
         loop {
             let Some(body) = &mut self.body else { return Ok(Received::End(None)) };
             if let Some(message) = self.assembler.next()? {
                 return Ok(Received::Message(message));
             }
-            match body.frame().await {
+            let mut was_awaited = false;
+            let mut frame = pin!(body.frame());
+            let frame = poll_fn(|cx| {
+                let polled = frame.as_mut().poll(cx);
+                was_awaited |= polled.is_pending();
+                polled
+            });
+            let frame = frame.await;
+            match frame {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(piece) if piece.is_empty() => {}
                     Ok(_) if self.is_status_known => return Err(Error::internal("the server's answer goes on after its status")),
-                    Ok(piece) => self.assembler.push(piece),
+                    Ok(piece) => {
+                        if let Some(link) = &self.link {
+                            self.arrivals.came(link, Instant::now(), piece.len(), was_awaited);
+                        }
+                        self.assembler.push(piece);
+                    }
                     Err(frame) => return self.end(frame.trailers_ref()).map(Received::End),
                 },
                 Some(Err(status)) => return Err(from_status(&status)),

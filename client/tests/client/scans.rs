@@ -448,6 +448,7 @@ async fn the_figures_of_the_shares_are_summed() {
         rows: factor,
         bytes: 2 * factor,
         row_groups: 3 * factor,
+        row_groups_as_parquet: 13 * factor,
         row_groups_pruned: 4 * factor,
         chunks_hit: 5 * factor,
         chunks_missed: 6 * factor,

@@ -112,6 +112,7 @@ meter!(
     rows,
     bytes,
     row_groups,
+    row_groups_as_parquet,
     row_groups_pruned,
     chunks_hit,
     chunks_missed,

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use arrow_flight::Ticket as FlightTicket;
 use bytes::{Buf as _, Bytes};
+use flightcache_proto::parquet::{ACCEPT_HEADER, PARQUET};
 use flightcache_proto::scan::SCAN_STATS_TRAILER;
 use flightcache_proto::{Error, ErrorKind, Result, Ticket};
 use futures::stream::BoxStream;
@@ -25,9 +26,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::encode::{Encoder, Prepared};
 use super::message::Message;
+use super::parquet_rows;
 use super::status::status;
 use crate::admin::{Metrics, ScanMeter, add_time};
-use crate::scan::{Engine, ScanPlan};
+use crate::scan::{Batch, Engine, Part, ScanPlan};
 
 /// Large enough for a million row numbers.
 const MAX_TICKET_BYTES: usize = 16 << 20;
@@ -64,6 +66,7 @@ impl Drop for Ending {
             chunks_hit = stats.chunks_hit,
             chunks_missed = stats.chunks_missed,
             row_groups = stats.row_groups,
+            row_groups_as_parquet = stats.row_groups_as_parquet,
             row_groups_pruned = stats.row_groups_pruned,
             store_requests = stats.store_requests,
             store_bytes = stats.store_bytes,
@@ -124,7 +127,8 @@ pub(super) fn trailers(ended: &tonic::Status, meter: &ScanMeter) -> HeaderMap {
 /// Answers a gRPC request for `DoGet`.
 pub(super) async fn respond(engine: &Arc<Engine>, request: http::Request<Incoming>) -> http::Response<DoGetBody> {
     let meter = Arc::new(ScanMeter::default());
-    let opened = async { open(engine, &ticket(request.into_body()).await?, &meter).await };
+    let takes_parquet = takes_parquet(request.headers());
+    let opened = async { open(engine, &ticket(request.into_body()).await?, takes_parquet, &meter).await };
     let opened = std::panic::AssertUnwindSafe(opened).catch_unwind().await;
     let messages = match opened.unwrap_or_else(|_| Err(Error::internal("planning gave up; the server's log says why"))) {
         Ok(messages) => messages,
@@ -137,6 +141,12 @@ pub(super) async fn respond(engine: &Arc<Engine>, request: http::Request<Incomin
     let mut response = http::Response::new(DoGetBody { messages, meter, has_ended: false });
     response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     response
+}
+
+/// Whether the client says that it takes row groups as Parquet.
+fn takes_parquet(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(ACCEPT_HEADER).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|form| form.trim() == PARQUET)
 }
 
 /// The ticket in a request's body: one gRPC message, uncompressed.
@@ -162,7 +172,12 @@ fn gave_up() -> Error {
 }
 
 /// Plans a ticket's scan and opens its stream. The meter goes on counting while the stream is read.
-async fn open(engine: &Arc<Engine>, ticket: &[u8], meter: &Arc<ScanMeter>) -> Result<BoxStream<'static, Result<Message>>> {
+async fn open(
+    engine: &Arc<Engine>,
+    ticket: &[u8],
+    takes_parquet: bool,
+    meter: &Arc<ScanMeter>,
+) -> Result<BoxStream<'static, Result<Message>>> {
     let started_at = Instant::now();
     let plan = engine.plan(&Ticket::parse(ticket)?, meter).await?;
     // Before there is an ending: each failure is counted by the ending or by the caller.
@@ -177,7 +192,7 @@ async fn open(engine: &Arc<Engine>, ticket: &[u8], meter: &Arc<ScanMeter>) -> Re
         started_at,
         outcome: Some(ErrorKind::Cancelled),
     };
-    let mut batches = Box::pin(engine.execute(plan, Arc::clone(meter)));
+    let mut parts = Box::pin(engine.answer(plan, Arc::clone(meter), takes_parquet));
     let meter = Arc::clone(meter);
     let cpu = compression.map(|_| Arc::clone(engine.cpu()));
     let frames = async_stream::stream! {
@@ -188,9 +203,11 @@ async fn open(engine: &Arc<Engine>, ticket: &[u8], meter: &Arc<ScanMeter>) -> Re
         let mut is_first = true;
         loop {
             let next = async {
-                let batch = batches.next().await?;
-                let (rows, held) = match batch {
-                    Ok(batch) => (batch.rows, batch.held),
+                let Batch { rows, held } = match parts.next().await? {
+                    Ok(Part::Batch(batch)) => batch,
+                    Ok(Part::Parquet(rows)) => {
+                        return Some(Ok((rows.file.rows as u64, parquet_rows::frames(&rows.file), Some(rows.held))));
+                    }
                     Err(error) => return Some(Err(error)),
                 };
                 let count = rows.num_rows() as u64;

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  port.rs (connections) --> service.rs (methods, by tonic) --> scan::Engine
-//!      |                                                             |  batches
-//!      +--> do_get.rs (stream, figures) <-- message.rs <-- encode.rs (frames of at most 2 MiB) <-- batch.rs, views.rs
+//!      |                                                             |  batches, row groups as Parquet
+//!      +--> do_get.rs (stream, figures) <-- message.rs <-- encode.rs, parquet_rows.rs (frames of at most 2 MiB)
 //!      +--> exchange.rs (many requests, one stream) <--+
 //! ```
 
@@ -13,6 +13,7 @@ mod do_get;
 mod encode;
 mod exchange;
 mod message;
+mod parquet_rows;
 mod port;
 mod service;
 mod status;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use bytes::Bytes;
-use flightcache_proto::{Error, ErrorKind, ObjectId, Result, Version};
+use flightcache_proto::{Error, ErrorKind, ObjectId, Result, Version, thrift};
 use parquet::DecodeResult;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::arrow::{ProjectionMask, parquet_to_arrow_schema};
@@ -13,7 +13,6 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataPushDecoder};
 
 use super::schema::{announced_schema, check_widths};
-use super::thrift;
 use crate::admin::ScanMeter;
 use crate::object::{FetchLimits, ObjectRef, Suffix};
 
@@ -234,6 +233,11 @@ impl Footer {
 
     pub(super) fn reader_metadata(&self, rest: Rest) -> &ArrowReaderMetadata {
         &self.readers[usize::from(rest == Rest::Dictionaries)]
+    }
+
+    /// Whether a reader that is given the announced schema gives its types, so that nothing is left to cast.
+    pub fn reads_as_announced(&self) -> bool {
+        Arc::ptr_eq(self.reader_metadata(Rest::Plain).schema(), &self.schema)
     }
 
     /// The projection mask of one root column.

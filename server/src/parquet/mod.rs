@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  object --footers.rs--> Footer --prune.rs--> row groups --decode.rs--> Chunk (arrays)
+//!                                                        \--row_group_file.rs--> a Parquet file of one row group
 //! ```
 
 mod bloom;
@@ -10,8 +11,8 @@ mod decode;
 mod footer;
 mod footers;
 mod prune;
+mod row_group_file;
 mod schema;
-mod thrift;
 
 pub use bloom::BloomFilters;
 pub use chunk::{Chunk, SLICE_ROWS};
@@ -20,4 +21,5 @@ pub use footer::Footer;
 pub(crate) use footer::decoder_panic;
 pub use footers::Footers;
 pub use prune::prune_row_groups;
+pub use row_group_file::{RowGroupFile, RowGroupLayout, row_group_layout};
 pub use schema::{announced_schema, check_widths, fixed_bytes};

@@ -161,11 +161,27 @@ impl RowGroupRef {
         Ok(permit.complete(Resident::Encoded(own), weight, reservation))
     }
 
+    /// The bytes of chunks that were looked up as such, once they are all there.
+    async fn all_encoded(&self, found: Vec<Result<Pinned<Resident>, ChunkFlight>>) -> Result<(Segments, Held), LoadError> {
+        let mut entries = Vec::with_capacity(found.len());
+        for found in found {
+            entries.push(match found {
+                Ok(entry) => entry,
+                Err(flight) => self.landed(flight).await?,
+            });
+        }
+        let segments = entries.iter().filter_map(|entry| match &***entry {
+            Resident::Encoded(segments) => Some(segments.clone()),
+            Resident::Decoded(_) => None,
+        });
+        Ok((Segments::join(segments), Box::new(entries)))
+    }
+
     fn mistaken(&self) -> LoadError {
         self.failed("a chunk is not in the form it was asked for in")
     }
 
-    fn failed(&self, what: &str) -> LoadError {
+    pub(crate) fn failed(&self, what: &str) -> LoadError {
         LoadError::Failed(Error::internal(format!("{} row group {}: {what}", self.footer.object.url(), self.row_group)))
     }
 
@@ -436,14 +452,9 @@ impl Engine {
         if self.residency != Residency::Arrow
             && let Some(object) = &group.footer.id
         {
-            match self.encoded_chunks(group, object, columns).await {
-                Ok(entries) => {
-                    let segments = entries.iter().filter_map(|entry| match &***entry {
-                        Resident::Encoded(segments) => Some(segments.clone()),
-                        Resident::Decoded(_) => None,
-                    });
-                    return Ok((Segments::join(segments), Box::new(entries)));
-                }
+            let found = self.look_up_encoded(group, object, columns, oneshot::channel().0);
+            match group.all_encoded(found).await {
+                Ok(bytes) => return Ok(bytes),
                 // There may be room to read them, if not to keep them as well.
                 Err(LoadError::TooLarge) => {}
                 Err(LoadError::Failed(error)) => return Err(error),
@@ -464,13 +475,40 @@ impl Engine {
         Ok((segments, Box::new(reservation)))
     }
 
-    /// The chunks of file columns as Parquet bytes, from the cache or to it.
-    async fn encoded_chunks(
+    /// The bytes of file columns of an object that has a version, from the cache or to it, and what keeps them accounted. Looked
+    /// up, counted and recorded as decoded chunks are; `reserved` is told likewise.
+    pub(crate) async fn encoded_chunks(
+        self: &Arc<Self>,
+        group: &RowGroupRef,
+        columns: &[usize],
+        reserved: oneshot::Sender<()>,
+    ) -> Result<(Segments, Held), LoadError> {
+        let Some(object) = &group.footer.id else { return Err(group.failed("it has no version")) };
+        let found = self.look_up_encoded(group, object, columns, reserved);
+        for found in &found {
+            match found {
+                Ok(entry) => {
+                    group.meter.chunks_hit.fetch_add(1, Ordering::Relaxed);
+                    self.metrics.hit_bytes.inc_by(entry.weight_bytes());
+                }
+                Err(_) => drop(group.meter.chunks_missed.fetch_add(1, Ordering::Relaxed)),
+            }
+        }
+        // A trace tells decoded sizes, whatever the form.
+        let decoded = |column: usize| group.footer.decoded_bytes_estimate(group.row_group, column);
+        let resident = columns.iter().zip(&found).map(|(&column, found)| found.is_ok().then(|| decoded(column)));
+        group.looked_up(columns, resident);
+        group.all_encoded(found).await
+    }
+
+    /// Looks up the chunks of file columns as Parquet bytes. What is missing is loaded together.
+    fn look_up_encoded(
         self: &Arc<Self>,
         group: &RowGroupRef,
         object: &Arc<ObjectId>,
         columns: &[usize],
-    ) -> Result<Vec<Pinned<Resident>>, LoadError> {
+        reserved: oneshot::Sender<()>,
+    ) -> Vec<Result<Pinned<Resident>, ChunkFlight>> {
         let key = |&column: &usize| ChunkKey {
             object: Arc::clone(object),
             row_group: group.row_group,
@@ -480,7 +518,7 @@ impl Engine {
         let keys: Vec<ChunkKey> = columns.iter().map(key).collect();
         let load = LoadGroup::new();
         let mut permits = Vec::new();
-        let found: Vec<Result<Pinned<Resident>, ChunkFlight>> = self
+        let found = self
             .chunks
             .lookup_all(&keys, group.request, group.populate == Populate::Auto, &load)
             .into_iter()
@@ -494,27 +532,22 @@ impl Engine {
             })
             .collect();
         if !permits.is_empty() {
-            load.spawn(Arc::clone(self).keep_all(RowGroupRef { record: None, ..group.clone() }, permits));
+            // The load may outlive this request, whose record ends with it.
+            load.spawn(Arc::clone(self).keep_all(RowGroupRef { record: None, ..group.clone() }, permits, reserved));
         }
-        drop(load);
-        let mut entries = Vec::with_capacity(found.len());
-        for found in found {
-            entries.push(match found {
-                Ok(entry) => entry,
-                Err(flight) => group.landed(flight).await?,
-            });
-        }
-        Ok(entries)
+        found
     }
 
     /// The task of a load that decodes nothing.
-    async fn keep_all(self: Arc<Self>, group: RowGroupRef, permits: Vec<ChunkPermit>) {
+    async fn keep_all(self: Arc<Self>, group: RowGroupRef, permits: Vec<ChunkPermit>, reserved: oneshot::Sender<()>) {
         let columns: Vec<usize> = permits.iter().map(|permit| permit.key().column as usize).collect();
         let fetched_bytes = group.fetched_bytes(&columns);
         let wanted_bytes = columns.iter().map(|&column| group.kept_bytes(column)).fold(fetched_bytes, u64::saturating_add);
         let fail =
             |permits: Vec<ChunkPermit>, error: &LoadError| permits.into_iter().for_each(|permit| permit.fail(error.clone()));
         let Ok(mut reservation) = self.chunks.reserve(wanted_bytes).await else { return fail(permits, &LoadError::TooLarge) };
+        // The receiver is gone when the scan is: then nobody needs to be told.
+        let _ = reserved.send(());
         match self.fetched(&group, &self.reads(&group, &columns), &columns).await {
             Ok(segments) => {
                 for permit in permits {

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::Engine;
 use super::load::{LoadError, Purpose, RowGroupRef};
+use super::parquet_rows::ParquetRows;
 use super::plan::{ColumnSource, ScanPlan};
 use super::predicate::Predicate;
 use super::resident::PinnedChunk;
@@ -70,6 +71,8 @@ pub(crate) enum Loaded {
     Resident(ResidentRows),
     /// Larger than memory may hold: filtered and projected band by band.
     Banded(BandedRows),
+    /// All in memory, to be decoded by the client; `None` once handed out.
+    Parquet(Option<ParquetRows>),
 }
 
 /// Batches of a row group from the task that decodes it band by band.
@@ -92,13 +95,15 @@ pub(crate) struct ResidentRows {
 
 impl Engine {
     /// Loads what a scan needs of a row group. Memory is reserved in the order of the scan's row groups, first for the
-    /// filter's columns, then for the answer's, so that none waits for what a later one holds.
+    /// filter's columns, then for the answer's, so that none waits for what a later one holds. What can be answered as Parquet
+    /// is, if the client `takes_parquet`.
     pub(crate) async fn row_group(
         self: Arc<Self>,
         plan: Arc<ScanPlan>,
         sources: Arc<Vec<ColumnSource>>,
         group: RowGroupRef,
         turns: Turns,
+        takes_parquet: bool,
     ) -> Result<Loaded> {
         let Turns { filter, answer } = turns;
         let mut filter_next = Some(filter.come().await);
@@ -125,6 +130,13 @@ impl Engine {
         }
         let answer_next = answer.come().await;
         drop(filter_next);
+        if takes_parquet && let Some(layout) = self.parquet_layout(&plan, &sources, &group) {
+            return match self.parquet_rows(&plan, &sources, &group, layout, answer_next).await {
+                Ok(rows) => Ok(Loaded::Parquet(Some(rows))),
+                Err(LoadError::TooLarge) => self.banded(plan, sources, group).await,
+                Err(LoadError::Failed(error)) => Err(error),
+            };
+        }
         match self.columns(&sources, &group, &plan.output, Purpose::Answer, Some(answer_next)).await {
             Ok(columns) => Ok(Loaded::Resident(ResidentRows::new(columns, rows, mask, &plan))),
             Err(LoadError::TooLarge) => self.banded(plan, sources, group).await,
@@ -283,7 +295,7 @@ impl Loaded {
     pub(crate) fn held(&self) -> Option<Arc<dyn Any + Send + Sync>> {
         match self {
             Self::Resident(rows) => Some(Arc::clone(&rows.columns) as Arc<dyn Any + Send + Sync>),
-            Self::NoMatch | Self::Banded(_) => None,
+            Self::NoMatch | Self::Banded(_) | Self::Parquet(_) => None,
         }
     }
 }

@@ -9,12 +9,13 @@ use std::time::Instant;
 
 use arrow::array::RecordBatch;
 use flightcache_proto::{Error, ErrorKind, Result};
-use futures::Stream;
+use futures::{Stream, StreamExt as _};
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Engine;
 use super::load::RowGroupRef;
+use super::parquet_rows::ParquetRows;
 use super::plan::{ObjectPlan, ScanPlan};
 use super::row_group::{Loaded, Turn, Turns};
 use crate::admin::{ScanMeter, add_time};
@@ -36,6 +37,14 @@ pub struct Batch {
     pub rows: RecordBatch,
     /// The chunks whose memory the rows may show; what is held of them stays accounted.
     pub held: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+/// What an answer consists of.
+pub enum Part {
+    /// Rows.
+    Batch(Batch),
+    /// A whole row group, which the client decodes.
+    Parquet(ParquetRows),
 }
 
 /// A row group being loaded. Dropping it stops the load, unless others wait for it too.
@@ -87,10 +96,11 @@ struct Driver {
     answer_turn: oneshot::Receiver<()>,
     ahead: usize,
     max_ahead: usize,
+    takes_parquet: bool,
 }
 
 impl Driver {
-    fn new(engine: Arc<Engine>, plan: Arc<ScanPlan>, meter: Arc<ScanMeter>) -> Self {
+    fn new(engine: Arc<Engine>, plan: Arc<ScanPlan>, meter: Arc<ScanMeter>, takes_parquet: bool) -> Self {
         let objects = plan.objects.clone();
         let queue: VecDeque<_> =
             objects.iter().enumerate().flat_map(|(at, object)| object.row_groups.iter().map(move |&group| (at, group))).collect();
@@ -108,7 +118,8 @@ impl Driver {
             bytes / (sum / (queue.len() as u64).max(1)).max(1)
         };
         let mut max_ahead = fitting(engine.read_ahead_bytes, Footer::compressed_bytes);
-        if engine.residency == Residency::Parquet {
+        let may_answer_parquet = |object: &ObjectPlan| engine.may_answer_parquet(&plan, &object.footer, &object.columns);
+        if engine.residency == Residency::Parquet && !(takes_parquet && objects.iter().all(may_answer_parquet)) {
             // What is decoded ahead is held beyond what may stay.
             max_ahead = max_ahead.min(fitting(MAX_DECODED_AHEAD_BYTES, Footer::decoded_bytes_estimate));
         }
@@ -119,7 +130,21 @@ impl Driver {
         // Their senders are dropped: the first row group's turns have come.
         let (filter_turn, answer_turn) = (oneshot::channel().1, oneshot::channel().1);
         let running = VecDeque::new();
-        Self { engine, plan, meter, request, record, objects, queue, running, filter_turn, answer_turn, ahead, max_ahead }
+        Self {
+            engine,
+            plan,
+            meter,
+            request,
+            record,
+            objects,
+            queue,
+            running,
+            filter_turn,
+            answer_turn,
+            ahead,
+            max_ahead,
+            takes_parquet,
+        }
     }
 
     fn fill(&mut self) {
@@ -136,7 +161,8 @@ impl Driver {
                 record: record.clone(),
             };
             let turns = Turns { filter: Turn::after(&mut self.filter_turn), answer: Turn::after(&mut self.answer_turn) };
-            let load = Arc::clone(&self.engine).row_group(Arc::clone(&self.plan), Arc::clone(&part.columns), row_group, turns);
+            let (plan, columns) = (Arc::clone(&self.plan), Arc::clone(&part.columns));
+            let load = Arc::clone(&self.engine).row_group(plan, columns, row_group, turns, self.takes_parquet);
             let loaded = Load::begin(load, self.running.is_empty());
             self.running.push_back(Running { object, group, loaded, record });
         }
@@ -169,16 +195,29 @@ impl Engine {
         plan: Arc<ScanPlan>,
         meter: Arc<ScanMeter>,
     ) -> impl Stream<Item = Result<Batch>> + Send + use<> {
+        self.answer(plan, meter, false).map(|part| match part? {
+            Part::Batch(batch) => Ok(batch),
+            Part::Parquet(_) => Err(Error::internal("Parquet was not asked for")),
+        })
+    }
+
+    /// The same for a client that may take row groups as Parquet.
+    pub fn answer(
+        self: &Arc<Self>,
+        plan: Arc<ScanPlan>,
+        meter: Arc<ScanMeter>,
+        takes_parquet: bool,
+    ) -> impl Stream<Item = Result<Part>> + Send + use<> {
         let engine = Arc::clone(self);
         async_stream::try_stream! {
             let mut left = plan.request.limit.unwrap_or(u64::MAX);
             if plan.request.rows.is_some() {
                 for await batch in engine.rows(Arc::clone(&plan), Arc::clone(&meter)) {
-                    yield batch?;
+                    yield Part::Batch(batch?);
                 }
                 left = 0;
             }
-            let mut driver = Driver::new(engine, Arc::clone(&plan), Arc::clone(&meter));
+            let mut driver = Driver::new(engine, Arc::clone(&plan), Arc::clone(&meter), takes_parquet);
             let mut sent_of = None;
             let mut restarts = 0;
             while left > 0 {
@@ -201,6 +240,17 @@ impl Engine {
                         Loaded::NoMatch => None,
                         Loaded::Resident(rows) => rows.next_batch(&plan),
                         Loaded::Banded(bands) => bands.next_batch().await,
+                        Loaded::Parquet(rows) => {
+                            let Some(rows) = rows.take() else { break };
+                            meter.rows.fetch_add(rows.file.rows as u64, Ordering::Relaxed);
+                            if let Some(record) = &record {
+                                record.rows(rows.file.rows as u64);
+                            }
+                            sent_of = Some(object);
+                            driver.fill();
+                            yield Part::Parquet(rows);
+                            break;
+                        }
                     };
                     let Some(batch) = batch else { break };
                     let mut batch = batch?;
@@ -218,7 +268,7 @@ impl Engine {
                     if left > 0 {
                         driver.fill();
                     }
-                    yield Batch { rows: batch, held: batches.held() };
+                    yield Part::Batch(Batch { rows: batch, held: batches.held() });
                     if left == 0 {
                         break;
                     }

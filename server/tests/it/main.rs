@@ -5,6 +5,7 @@ mod exchange;
 mod faults;
 mod hostile;
 mod memory;
+mod parquet_rows;
 mod plans;
 mod pushdown;
 mod record;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use flightcache::{Client, Error, Populate, Result, ScanRequest};
+use flightcache::{Client, Error, Populate, Result, ScanRequest, Transfer};
 use futures::StreamExt as _;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -35,6 +35,9 @@ enum Command {
         /// Leave nothing of this read in the cache.
         #[arg(long)]
         no_populate: bool,
+        /// How rows come from the server. They are the same in every form.
+        #[arg(long, value_enum, default_value = "auto")]
+        transfer: Transfer,
         /// Output format.
         #[arg(long, value_enum, default_value = "table")]
         format: Format,
@@ -106,9 +109,9 @@ async fn main() -> ExitCode {
 async fn run(cli: Cli) -> Result<()> {
     let client = Client::connect(&cli.server).await?;
     match cli.command {
-        Command::Get { scan, rows, no_populate, format, output } => {
+        Command::Get { scan, rows, no_populate, transfer, format, output } => {
             let populate = if no_populate { Populate::Never } else { Populate::Auto };
-            output::get(&client, ScanRequest { rows, populate, ..scan.request() }, format, output.as_deref()).await
+            output::get(&client, ScanRequest { rows, populate, ..scan.request() }, transfer, format, output.as_deref()).await
         }
         Command::Info { url, json } => {
             let objects = client.info(&url).await?;

@@ -11,7 +11,7 @@ use arrow::json::LineDelimitedWriter;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use clap::ValueEnum;
 use comfy_table::{Cell, CellAlignment};
-use flightcache::{Client, Error, Result, ScanRequest, ScanStream};
+use flightcache::{Client, Error, Result, ScanRequest, ScanStream, Transfer};
 use futures::TryStreamExt as _;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
@@ -47,7 +47,13 @@ fn finish(written: io::Result<()>) -> Result<()> {
     }
 }
 
-pub(crate) async fn get(client: &Client, mut request: ScanRequest, format: Format, output: Option<&Path>) -> Result<()> {
+pub(crate) async fn get(
+    client: &Client,
+    mut request: ScanRequest,
+    transfer: Transfer,
+    format: Format,
+    output: Option<&Path>,
+) -> Result<()> {
     let is_cut = format == Format::Table && request.limit.is_none();
     if is_cut {
         // One more than is shown tells whether there is more.
@@ -61,7 +67,7 @@ pub(crate) async fn get(client: &Client, mut request: ScanRequest, format: Forma
     scan = if let Some(filter) = request.filter { scan.filter(filter) } else { scan };
     scan = if let Some(limit) = request.limit { scan.limit(limit) } else { scan };
     scan = if let Some(rows) = request.rows { scan.rows(rows) } else { scan };
-    let stream = scan.populate(request.populate).send().await?;
+    let stream = scan.populate(request.populate).transfer(transfer).send().await?;
     if format == Format::Csv {
         check_csv(&stream.schema())?;
     }

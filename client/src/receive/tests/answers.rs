@@ -11,6 +11,7 @@ use bytes::Bytes;
 use flightcache_proto::error::ERROR_KIND_METADATA;
 use flightcache_proto::scan::SCAN_STATS_TRAILER;
 use flightcache_proto::{Error, ErrorKind, Result, ScanStats};
+use futures::Stream;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
@@ -21,12 +22,12 @@ use tonic::body::Body;
 use super::super::{Payload, do_get};
 use super::{data, numbers, prefixed, wire};
 
-type Piece = Result<Frame<Bytes>, Status>;
+pub(super) type Piece = Result<Frame<Bytes>, Status>;
 
 /// Answers once, keeping the request.
-struct Canned {
+pub(super) struct Canned {
     answer: Option<Response<Body>>,
-    asked: Arc<Mutex<Option<Request<Body>>>>,
+    pub(super) asked: Arc<Mutex<Option<Request<Body>>>>,
 }
 
 impl tower::Service<Request<Body>> for Canned {
@@ -44,23 +45,35 @@ impl tower::Service<Request<Body>> for Canned {
     }
 }
 
-fn canned(status: StatusCode, headers: HeaderMap, pieces: Vec<Piece>) -> Canned {
-    let mut answer = Response::new(Body::new(StreamBody::new(futures::stream::iter(pieces))));
+pub(super) fn canned(
+    status: StatusCode,
+    headers: HeaderMap,
+    pieces: impl IntoIterator<Item = Piece, IntoIter: Send + 'static>,
+) -> Canned {
+    canned_stream(status, headers, futures::stream::iter(pieces))
+}
+
+pub(super) fn canned_stream(
+    status: StatusCode,
+    headers: HeaderMap,
+    pieces: impl Stream<Item = Piece> + Send + 'static,
+) -> Canned {
+    let mut answer = Response::new(Body::new(StreamBody::new(pieces)));
     *answer.status_mut() = status;
     *answer.headers_mut() = headers;
     Canned { answer: Some(answer), asked: Arc::default() }
 }
 
-fn headers<const N: usize>(headers: [(&'static str, &str); N]) -> HeaderMap {
+pub(super) fn headers<const N: usize>(headers: [(&'static str, &str); N]) -> HeaderMap {
     let header = |(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
     headers.into_iter().map(header).collect()
 }
 
-fn piece(bytes: impl Into<Bytes>) -> Frame<Bytes> {
+pub(super) fn piece(bytes: impl Into<Bytes>) -> Frame<Bytes> {
     Frame::data(bytes.into())
 }
 
-fn trailers<const N: usize>(trailers: [(&'static str, &str); N]) -> Frame<Bytes> {
+pub(super) fn trailers<const N: usize>(trailers: [(&'static str, &str); N]) -> Frame<Bytes> {
     Frame::trailers(headers(trailers))
 }
 
@@ -89,10 +102,10 @@ async fn read(service: Canned) -> (Vec<RecordBatch>, Result<ScanStats>) {
 }
 
 async fn outcome(pieces: Vec<Frame<Bytes>>) -> (Vec<RecordBatch>, Result<ScanStats>) {
-    read(canned(StatusCode::OK, HeaderMap::new(), pieces.into_iter().map(Ok).collect())).await
+    read(canned(StatusCode::OK, HeaderMap::new(), pieces.into_iter().map(Ok))).await
 }
 
-const OK: (&str, &str) = ("grpc-status", "0");
+pub(super) const OK: (&str, &str) = ("grpc-status", "0");
 
 fn good() -> Vec<u8> {
     wire(&data(&[numbers([1, 2])]))

@@ -2,6 +2,7 @@
 
 mod answers;
 mod batches;
+mod parquet_rows;
 mod pieces;
 
 use arrow::array::{Int64Array, RecordBatch};

@@ -6,7 +6,7 @@
 const MAX_DEPTH: u32 = 32;
 
 /// Whether the bytes begin with a structure all of whose lengths and list sizes fit the bytes that are there.
-pub(super) fn is_plausible(bytes: &[u8]) -> bool {
+pub fn is_plausible(bytes: &[u8]) -> bool {
     let mut rest = bytes;
     skip(&mut rest, STRUCT, MAX_DEPTH).is_some()
 }

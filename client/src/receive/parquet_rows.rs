@@ -1,0 +1,244 @@
+//! Row groups that come as Parquet: put together from their pieces, then decoded beside the tasks that receive.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use arrow::array::{RecordBatch, RecordBatchOptions};
+use arrow::buffer::Buffer;
+use arrow::datatypes::SchemaRef;
+use bytes::Bytes;
+use flightcache_proto::parquet::{MAX_FILE_BYTES, ParquetPiece};
+use flightcache_proto::{Error, ErrorKind, Result, thrift};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
+use parquet::arrow::{ProjectionMask, parquet_to_arrow_field_levels};
+use parquet::basic::Type;
+use parquet::column::page::Page;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::ColumnChunkMetaData;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// Row groups that are there: one is being read, the next is decoded until its reader comes.
+const ROW_GROUPS_AHEAD: usize = 2;
+/// Batches of a row group that wait for their reader.
+const BATCHES_AHEAD: usize = 2;
+/// Batches aim at this many bytes.
+const TARGET_BATCH_BYTES: u64 = 1 << 20;
+/// And have so many rows, whatever these take, …
+const BATCH_ROWS: std::ops::RangeInclusive<u64> = 8_192..=65_536;
+/// … unless they could take more than this.
+const MAX_BATCH_BYTES: u64 = 64 << 20;
+
+/// The row groups of an answer that came as Parquet and are not read yet.
+#[derive(Debug, Default)]
+pub(super) struct ParquetRows {
+    partial: Option<Partial>,
+    decoding: VecDeque<Decoding>,
+}
+
+/// A file of which pieces are missing.
+#[derive(Debug)]
+struct Partial {
+    /// What announced its first piece.
+    announced: ParquetPiece,
+    bytes: Vec<u8>,
+}
+
+/// A row group on its way into batches. Dropped, it stops before the next one.
+#[derive(Debug)]
+struct Decoding {
+    batches: mpsc::Receiver<Result<RecordBatch>>,
+    task: JoinHandle<()>,
+    what: String,
+}
+
+impl ParquetRows {
+    /// Whether all that came has been read.
+    pub(super) fn is_empty(&self) -> bool {
+        self.decoding.is_empty()
+    }
+
+    /// Whether pieces of another row group may come.
+    pub(super) fn has_room(&self) -> bool {
+        self.decoding.len() < ROW_GROUPS_AHEAD
+    }
+
+    /// Whether no row group is cut off.
+    pub(super) fn is_complete(&self) -> bool {
+        self.partial.is_none()
+    }
+
+    /// Takes a piece; the last one of a row group starts its decoding. Runs within Tokio.
+    pub(super) fn push(&mut self, piece: &ParquetPiece, body: &Buffer, schema: &SchemaRef) -> Result<()> {
+        let partial = match self.partial.take() {
+            Some(partial) => partial,
+            None if piece.total_bytes > MAX_FILE_BYTES => {
+                return Err(malformed(piece, &format!("{} bytes, more than {MAX_FILE_BYTES}", piece.total_bytes)));
+            }
+            None => Partial { bytes: Vec::with_capacity(piece.total_bytes as usize), announced: piece.clone() },
+        };
+        let Partial { announced, mut bytes } = partial;
+        if piece.offset != bytes.len() as u64 || (ParquetPiece { offset: 0, ..piece.clone() }) != announced {
+            return Err(malformed(&announced, "its pieces do not follow each other"));
+        }
+        if body.len() as u64 > announced.total_bytes - piece.offset {
+            return Err(malformed(&announced, "its pieces are longer than it"));
+        }
+        bytes.extend_from_slice(body);
+        if (bytes.len() as u64) < announced.total_bytes {
+            self.partial = Some(Partial { announced, bytes });
+        } else {
+            self.decoding.push_back(Decoding::start(announced, bytes.into(), Arc::clone(schema)));
+        }
+        Ok(())
+    }
+
+    /// The next batch of the oldest row group; `None` once it is through. May be dropped while it waits.
+    pub(super) async fn next_batch(&mut self) -> Option<Result<RecordBatch>> {
+        let decoding = self.decoding.front_mut()?;
+        if let Some(batch) = decoding.batches.recv().await {
+            return Some(batch);
+        }
+        let ended = (&mut decoding.task).await;
+        let decoding = self.decoding.pop_front()?;
+        let failed = ended.err()?;
+        let why = failed.try_into_panic().ok().and_then(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+            text.map(ToOwned::to_owned)
+        });
+        let why = why.unwrap_or_else(|| "no reason given".to_owned());
+        Some(Err(Error::internal(format!("{}: the decoder gave up: {why}", decoding.what))))
+    }
+}
+
+fn what(piece: &ParquetPiece) -> String {
+    format!("{} row group {}", piece.url, piece.row_group)
+}
+
+fn malformed(piece: &ParquetPiece, why: &str) -> Error {
+    Error::internal(format!("{}: the server's Parquet cannot be put together: {why}", what(piece)))
+}
+
+impl Decoding {
+    fn start(announced: ParquetPiece, file: Bytes, schema: SchemaRef) -> Self {
+        let (sender, batches) = mpsc::channel(BATCHES_AHEAD);
+        let what = what(&announced);
+        let task = tokio::task::spawn_blocking(move || {
+            if let Err(error) = decode(&announced, file, &schema, &sender) {
+                // Whoever read this is gone, or is told.
+                let _ = sender.blocking_send(Err(error));
+            }
+        });
+        Self { batches, task, what }
+    }
+}
+
+/// Decodes a file until it ends, or nobody reads on.
+fn decode(announced: &ParquetPiece, file: Bytes, schema: &SchemaRef, to: &mpsc::Sender<Result<RecordBatch>>) -> Result<()> {
+    let what = what(announced);
+    let internal = |why: &str| Error::internal(format!("{what}: the server's Parquet cannot be read: {why}"));
+    // Whole as it came: what does not decode is the object's fault.
+    let corrupt = |why: String| Error::new(ErrorKind::Corrupt, format!("{what}: {why}"));
+    if !is_footer_plausible(&file) {
+        return Err(internal("its footer's lengths and sizes do not fit its bytes"));
+    }
+    let unreadable = |e: ParquetError| internal(&e.to_string());
+    let file: Arc<dyn FileReader> = Arc::new(SerializedFileReader::new(file).map_err(unreadable)?);
+    let metadata = file.metadata();
+    if metadata.num_row_groups() != 1 || u64::try_from(metadata.row_group(0).num_rows()) != Ok(announced.rows) {
+        return Err(internal("its rows are not those announced"));
+    }
+    let descriptor = metadata.file_metadata().schema_descr();
+    let levels = parquet_to_arrow_field_levels(descriptor, ProjectionMask::all(), Some(schema.fields())).map_err(unreadable)?;
+    let Some(rows) = batch_rows(&file).map_err(|e| corrupt(e.to_string()))? else {
+        let message = format!("{what}: a row takes more than {MAX_BATCH_BYTES} bytes");
+        return Err(Error::new(ErrorKind::ResourceExhausted, message));
+    };
+    let reader = ParquetRecordBatchReader::try_new_with_row_groups(&levels, &file, rows, None);
+    let reader = reader.map_err(|e| corrupt(e.to_string()))?;
+    let types = |schema: &SchemaRef| schema.fields().iter().map(|field| field.data_type().clone()).collect::<Vec<_>>();
+    if types(&arrow::array::RecordBatchReader::schema(&reader)) != types(schema) {
+        return Err(internal("its types are not those announced"));
+    }
+    let mut left = announced.rows;
+    for batch in reader {
+        let batch = batch.map_err(|e| corrupt(e.to_string()))?;
+        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        let (_, columns, rows) = batch.into_parts();
+        left = left.checked_sub(rows as u64).ok_or_else(|| corrupt("more rows than its footer states".to_owned()))?;
+        let batch = RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options);
+        if to.blocking_send(Ok(batch.map_err(|e| corrupt(e.to_string()))?)).is_err() {
+            return Ok(());
+        }
+    }
+    if left > 0 {
+        return Err(corrupt(format!("{left} rows fewer than its footer states")));
+    }
+    Ok(())
+}
+
+/// Whether a footer may be read: the reader makes room for what it states.
+fn is_footer_plausible(file: &[u8]) -> bool {
+    let footer = file.strip_suffix(b"PAR1").and_then(|rest| {
+        let (rest, length) = rest.split_last_chunk()?;
+        rest.get(rest.len().checked_sub(u32::from_le_bytes(*length) as usize)?..)
+    });
+    footer.is_some_and(thrift::is_plausible)
+}
+
+/// Rows of a batch, so that it takes about as many bytes as it should, and never very many more; `None` if a single one may.
+fn batch_rows(file: &Arc<dyn FileReader>) -> Result<Option<usize>, ParquetError> {
+    let group = file.metadata().row_group(0);
+    let rows = u64::try_from(group.num_rows()).unwrap_or(0).max(1);
+    let (mut mean, mut most) = (1_u64, 1_u64);
+    for (at, chunk) in group.columns().iter().enumerate() {
+        let values = (u64::try_from(chunk.num_values()).unwrap_or(0) / rows).max(1);
+        let width = value_bytes(file, at, chunk)?;
+        mean = values.saturating_mul(width.mean).saturating_add(mean);
+        most = values.saturating_mul(width.most).saturating_add(most);
+    }
+    let rows = (TARGET_BATCH_BYTES / mean).clamp(*BATCH_ROWS.start(), *BATCH_ROWS.end());
+    Ok(Some(rows.min(MAX_BATCH_BYTES / most) as usize).filter(|rows| *rows > 0))
+}
+
+/// Bytes of a column's values once they are decoded.
+#[derive(Clone, Copy)]
+struct Width {
+    mean: u64,
+    /// Of the longest one, as far as that can be told without decoding.
+    most: u64,
+}
+
+fn value_bytes(file: &Arc<dyn FileReader>, at: usize, chunk: &ColumnChunkMetaData) -> Result<Width, ParquetError> {
+    let fixed = |width| Width { mean: width, most: width };
+    match chunk.column_type() {
+        Type::BOOLEAN => return Ok(fixed(1)),
+        Type::INT32 | Type::FLOAT => return Ok(fixed(4)),
+        Type::INT64 | Type::DOUBLE | Type::INT96 => return Ok(fixed(8)),
+        Type::FIXED_LEN_BYTE_ARRAY => return Ok(fixed(u64::try_from(chunk.column_descr().type_length()).unwrap_or(0).max(16))),
+        Type::BYTE_ARRAY => {}
+    }
+    let values = u64::try_from(chunk.num_values()).unwrap_or(0).max(1);
+    let stated = chunk.unencoded_byte_array_data_bytes().and_then(|bytes| u64::try_from(bytes).ok());
+    let mean = 8 + stated.unwrap_or(chunk.uncompressed_size().unsigned_abs()) / values;
+    if chunk.dictionary_page_offset().is_none() || stated.is_some_and(|bytes| bytes <= MAX_BATCH_BYTES) {
+        return Ok(fixed(mean));
+    }
+    // A few bytes of a page may stand for any value of the dictionary.
+    let mut pages = file.get_row_group(0)?.get_column_page_reader(at)?;
+    let Some(Page::DictionaryPage { buf, num_values, .. }) = pages.get_next_page()? else { return Ok(fixed(mean)) };
+    let usual = 8 + buf.len() as u64 / u64::from(num_values.max(1));
+    Ok(Width { mean: usual.max(mean), most: longest(&buf).max(mean) })
+}
+
+/// Bytes of the longest of values that are written one after the other, each behind its length.
+fn longest(mut values: &[u8]) -> u64 {
+    let mut longest = 0;
+    while let Some((length, rest)) = values.split_first_chunk() {
+        let length = u32::from_le_bytes(*length);
+        longest = longest.max(u64::from(length));
+        values = rest.get(length as usize..).unwrap_or_default();
+    }
+    longest
+}
