@@ -107,7 +107,9 @@ fn same(batches: &[RecordBatch], compression: Option<Compression>) {
         }
     });
     let mut theirs = StreamWriter::try_new(Vec::new(), &batches[0].schema()).unwrap();
-    batches.iter().for_each(|batch| theirs.write(batch).unwrap());
+    for batch in batches {
+        theirs.write(batch).unwrap();
+    }
     let theirs = StreamReader::try_new(&*theirs.into_inner().unwrap(), None).unwrap().collect::<Result<Vec<_>, _>>().unwrap();
     let with_rows: Vec<_> = batches.iter().zip(&theirs).filter(|(batch, _)| batch.num_rows() > 0).collect();
     assert!(with_rows.iter().all(|(batch, theirs)| batch == theirs));
