@@ -71,8 +71,8 @@ pub(crate) enum Loaded {
     Resident(ResidentRows),
     /// Larger than memory may hold: filtered and projected band by band.
     Banded(BandedRows),
-    /// All in memory, to be decoded by the client; `None` once handed out.
-    Parquet(Option<ParquetRows>),
+    /// All in memory, to be decoded by the client.
+    Parquet(ParquetRows),
 }
 
 /// Batches of a row group from the task that decodes it band by band.
@@ -132,7 +132,7 @@ impl Engine {
         drop(filter_next);
         if takes_parquet && let Some(layout) = self.parquet_layout(&plan, &sources, &group) {
             return match self.parquet_rows(&plan, &sources, &group, layout, answer_next).await {
-                Ok(rows) => Ok(Loaded::Parquet(Some(rows))),
+                Ok(rows) => Ok(Loaded::Parquet(rows)),
                 Err(LoadError::TooLarge) => self.banded(plan, sources, group).await,
                 Err(LoadError::Failed(error)) => Err(error),
             };

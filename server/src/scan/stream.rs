@@ -233,24 +233,23 @@ impl Engine {
                     loaded => loaded?,
                 };
                 driver.ahead = (driver.ahead * 2).min(driver.max_ahead);
+                if let Loaded::Parquet(rows) = loaded {
+                    meter.rows.fetch_add(rows.file.rows as u64, Ordering::Relaxed);
+                    if let Some(record) = &record {
+                        record.rows(rows.file.rows as u64);
+                    }
+                    sent_of = Some(object);
+                    driver.fill();
+                    yield Part::Parquet(rows);
+                    continue;
+                }
                 let mut batches = loaded;
                 loop {
                     let started = Instant::now();
                     let batch = match &mut batches {
-                        Loaded::NoMatch => None,
+                        Loaded::NoMatch | Loaded::Parquet(_) => None,
                         Loaded::Resident(rows) => rows.next_batch(&plan),
                         Loaded::Banded(bands) => bands.next_batch().await,
-                        Loaded::Parquet(rows) => {
-                            let Some(rows) = rows.take() else { break };
-                            meter.rows.fetch_add(rows.file.rows as u64, Ordering::Relaxed);
-                            if let Some(record) = &record {
-                                record.rows(rows.file.rows as u64);
-                            }
-                            sent_of = Some(object);
-                            driver.fill();
-                            yield Part::Parquet(rows);
-                            break;
-                        }
                     };
                     let Some(batch) = batch else { break };
                     let mut batch = batch?;
