@@ -220,6 +220,8 @@ async fn what_does_not_fit_together_is_refused() {
         let error = refused(&frames).await;
         assert_eq!(error.kind, ErrorKind::Internal, "{what}: {error}");
     }
+    let error = refused(&after_schema(&[&good[..1], &good[2..3], &good[1..2], &good[3..]].concat())).await;
+    assert!(error.message.contains("do not follow each other"), "{error}");
     read(&after_schema(&good)).await.1.unwrap();
 }
 
