@@ -25,7 +25,7 @@ use crate::retry::from_status;
 /// A server's messages, of 2 MiB at most, come in one frame each, but at a window's edge: then their bodies need not be put
 /// together.
 const MAX_FRAME_BYTES: u32 = 4 << 20;
-const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 /// The largest there is: the streams' windows bound what is unread. A connection's window would let streams that wait for their
 /// reader (shares read ahead, scans that pause) use it up and starve the one that is read.
 const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
@@ -44,11 +44,25 @@ pub struct Routes {
     lookups: AtomicU64,
 }
 
+/// Connections to a server over which the shares of a scan are spread. One has no more on its way than the kernel's buffers hold,
+/// 4 MiB as a rule, which on a long way is little: 30 MB/s where an answer takes 100 ms. And one keeps no more than a core busy.
+const LANES: usize = 4;
+
 /// A channel to a server, and what is known of the way there.
 #[derive(Clone, Debug)]
 pub(crate) struct Connection {
     pub(crate) channel: Channel,
     pub(crate) link: Arc<Link>,
+    /// This channel and, unless the server is on this host, others. Each connects when it is first used.
+    lanes: Arc<[Channel]>,
+}
+
+impl Connection {
+    /// The connection for a scan's share with this number.
+    pub(crate) fn lane(self, number: usize) -> Self {
+        let channel = self.lanes[number % self.lanes.len()].clone();
+        Self { channel, ..self }
+    }
 }
 
 /// The newest slot map that was seen.
@@ -105,7 +119,10 @@ fn is_local(address: &str) -> bool {
 
 /// A connection to an address, made when it is first used.
 fn connection(address: &str) -> Result<Connection> {
-    Ok(Connection { channel: channel(address)?, link: Arc::new(Link::new(is_local(address))) })
+    let is_local = is_local(address);
+    let lanes = if is_local { 1 } else { LANES };
+    let lanes = (0..lanes).map(|_| channel(address)).collect::<Result<Arc<[Channel]>>>()?;
+    Ok(Connection { channel: lanes[0].clone(), link: Arc::new(Link::new(is_local)), lanes })
 }
 
 fn channel(address: &str) -> Result<Channel> {
@@ -230,6 +247,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn shares_are_spread_over_connections_to_other_hosts_only() {
+        for (address, lanes) in [("10.0.0.1:50051", LANES), ("127.0.0.1:50051", 1), ("/run/flightcache.sock", 1)] {
+            let connection = connection(address).unwrap();
+            assert_eq!(connection.lanes.len(), lanes, "{address}");
+            // As many shares as there may be.
+            assert!(Arc::ptr_eq(&connection.clone().lane(1_000_003).link, &connection.link));
+        }
+    }
 
     #[test]
     fn addresses_of_this_host_are_known_as_such() {

@@ -290,6 +290,7 @@ async fn read_once(
         Some(route) => client.routes.owner(route.slot).await?,
         None => client.routes.seed(),
     };
+    let connection = connection.lane(share.index);
     let mut answer = receive::get(connection, share.ticket.ticket.clone(), transfer).await?;
     while let Some(frame) = answer.next().await? {
         if let Some(so_far) = frame.stats

@@ -20,7 +20,7 @@ use super::raw;
 
 /// As our client's connections have it.
 const FRAME_BYTES: u32 = 4 << 20;
-const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
