@@ -23,6 +23,7 @@ pub mod replay;
 pub mod report;
 pub mod residency;
 pub mod scans;
+mod server_threads;
 pub mod simulate;
 pub mod slow_store;
 pub mod wire;

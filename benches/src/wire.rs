@@ -142,7 +142,8 @@ fn notes(options: &Options) -> Vec<String> {
         ),
         "arrow-rs is tonic's server with FlightDataEncoder and arrow-flight's FlightClient: once with its defaults (messages of 2 MiB, HTTP/2 frames \
          of 16 KiB), once with messages of 1 MiB, once with frames of 1 MiB as well. pyarrow's server sends a RecordBatchStream of a table in memory. \
-         raw TCP is as many bytes, written 1 MiB at a time from memory, and read into 1 MiB."
+         raw TCP is as many bytes, written 1 MiB at a time from memory, and read into 1 MiB. What travels compressed or as Parquet still counts as \
+         the Arrow it stands for."
             .to_owned(),
     ]
 }

@@ -13,6 +13,7 @@ use object_store::ObjectStore;
 
 use super::side::{Answer, AskError, Clients, Read, Side, StoreCounts};
 use crate::place::{self, SOURCE};
+use crate::server_threads::ServerThreads;
 use crate::slow_store::SlowStore;
 
 /// Evictions under way at a time.
@@ -41,7 +42,7 @@ pub struct Cached {
 
 enum Counts {
     /// Servers in this process, all over one store.
-    Own { servers: Mutex<Vec<Server>>, store: Arc<SlowStore> },
+    Own { servers: Mutex<Vec<Server>>, store: Arc<SlowStore>, _threads: ServerThreads },
     /// Running ones: their figures at the last look.
     Running(Mutex<StoreCounts>),
 }
@@ -55,11 +56,14 @@ impl Cached {
         connecting: Clients,
     ) -> Result<Self, Box<dyn std::error::Error>> {
         let mut servers = Vec::with_capacity(count);
+        let threads = ServerThreads::new()?;
         for _ in 0..count {
-            servers.push(place::serve(Arc::clone(&store) as Arc<dyn ObjectStore>, capacity).await?);
+            let store = Arc::clone(&store) as Arc<dyn ObjectStore>;
+            let starting = async move { place::serve(store, capacity).await.map_err(|e| e.to_string()) };
+            servers.push(threads.spawn(starting).await??);
         }
         let locations: Vec<String> = servers.iter().map(|server| format!("grpc://{}", server.flight_addr())).collect();
-        let counts = Counts::Own { servers: Mutex::new(servers), store };
+        let counts = Counts::Own { servers: Mutex::new(servers), store, _threads: threads };
         Ok(Self { clients: clients(&locations)?, locations, connecting, prefix: SOURCE.to_owned(), counts })
     }
 

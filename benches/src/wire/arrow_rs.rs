@@ -6,8 +6,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::array::{ArrayRef, AsArray as _, RecordBatch, UInt64Array};
+use arrow::compute::take;
+use arrow::datatypes::{DataType, SchemaRef};
+use arrow::error::ArrowError;
 use arrow::ipc::reader::FileReader;
 use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::flight_service_server::{FlightService, FlightServiceServer};
@@ -36,7 +38,7 @@ pub(super) fn serve(host: IpAddr, files: &[PathBuf]) -> Result<SocketAddr, Box<d
     for path in files {
         let name = path.file_stem().and_then(|name| name.to_str()).ok_or("a file without a name")?;
         let reader = FileReader::try_new_buffered(File::open(path)?, None)?;
-        let (schema, batches) = (reader.schema(), reader.collect::<Result<Vec<_>, _>>()?);
+        let (schema, batches) = (reader.schema(), reader.map(|batch| own(&batch?)).collect::<Result<Vec<_>, _>>()?);
         tables.insert(name.to_owned(), (schema, Arc::new(batches)));
     }
     let incoming = TcpIncoming::bind((host, 0).into())?.with_nodelay(Some(true));
@@ -44,6 +46,21 @@ pub(super) fn serve(host: IpAddr, files: &[PathBuf]) -> Result<SocketAddr, Box<d
     let server = Server::builder().add_service(FlightServiceServer::new(Tables(tables)));
     tokio::spawn(server.serve_with_incoming(incoming));
     Ok(address)
+}
+
+/// A batch whose arrays have their memory to themselves, as those of a server that decoded or computed them. The encoder cuts
+/// batches by what their buffers' allocations take: of slices of one block, read from a file, each would count for all of it.
+fn own(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let rows = UInt64Array::from_iter_values(0..batch.num_rows() as u64);
+    let own = |array: &ArrayRef| -> Result<ArrayRef, ArrowError> {
+        let array = take(array, &rows, None)?;
+        Ok(match array.data_type() {
+            DataType::Utf8View => Arc::new(array.as_string_view().gc()),
+            DataType::BinaryView => Arc::new(array.as_binary_view().gc()),
+            _ => array,
+        })
+    };
+    RecordBatch::try_new(batch.schema(), batch.columns().iter().map(own).collect::<Result<_, _>>()?)
 }
 
 fn none<T>() -> Answer<T> {

@@ -40,6 +40,10 @@ pub(super) struct Ask {
     pub(super) checksum: bool,
     /// Largest HTTP/2 frame that an arrow-rs client takes, if not its default.
     pub(super) frame_bytes: Option<u32>,
+    /// Row groups come as Parquet, if they can; otherwise as Arrow.
+    pub(super) parquet: bool,
+    /// `lz4` or `zstd`, asked of our server by pyarrow.
+    pub(super) compression: Option<String>,
     /// What raw TCP carries.
     pub(super) bytes: u64,
 }

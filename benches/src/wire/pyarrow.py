@@ -40,7 +40,8 @@ def checksum(column):
 def read(client, ask):
     answer = {"reads": 0, "rows": 0, "checksum": 0}
     # Our server takes a scan as JSON.
-    ticket = json.dumps({"url": ask["ticket"]}) if "://" in ask["ticket"] else ask["ticket"]
+    scan = {"url": ask["ticket"], "compression": ask["compression"]}
+    ticket = json.dumps(scan) if "://" in ask["ticket"] else ask["ticket"]
     started = time.perf_counter()
     for _ in range(ask["passes"]):
         for chunk in client.do_get(flight.Ticket(ticket.encode())):

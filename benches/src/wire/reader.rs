@@ -10,7 +10,7 @@ use arrow::datatypes::{DataType, Int64Type};
 use arrow_flight::{FlightClient, Ticket};
 use bytes::Bytes;
 use flightcache::receive::{Frame, Payload, do_get};
-use flightcache::{Client, Exchange, RowTemplate, ScanRequest};
+use flightcache::{Client, Exchange, RowTemplate, ScanRequest, Transfer};
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use tonic::transport::{Channel, Endpoint};
@@ -95,7 +95,7 @@ async fn read(connection: Connection, ask: Ask, started: Instant) -> Result<Answ
         } else if let Connection::Exchange(exchange, template, rows) = &connection {
             answer.rows += exchange.rows(template, Arc::clone(rows)).await?.num_rows() as u64;
         } else {
-            let mut batches = connection.batches(&ask.ticket).await?;
+            let mut batches = connection.batches(&ask.ticket, ask.parquet).await?;
             while let Some(batch) = batches.try_next().await? {
                 answer.rows += batch.num_rows() as u64;
                 if ask.checksum {
@@ -136,9 +136,12 @@ impl Connection {
         })
     }
 
-    async fn batches(&self, ticket: &str) -> Result<BoxStream<'static, Result<RecordBatch, Error>>, Error> {
+    async fn batches(&self, ticket: &str, parquet: bool) -> Result<BoxStream<'static, Result<RecordBatch, Error>>, Error> {
         Ok(match self {
-            Self::Flightcache(client) => client.scan(ticket).in_one_request().send().await?.map_err(Into::into).boxed(),
+            Self::Flightcache(client) => {
+                let transfer = if parquet { Transfer::Parquet } else { Transfer::Arrow };
+                client.scan(ticket).transfer(transfer).in_one_request().send().await?.map_err(Into::into).boxed()
+            }
             Self::Receiver(channel) => {
                 let answer = do_get(channel.clone(), Bytes::from(ticket.to_owned())).await?;
                 let next = |mut answer: flightcache::receive::Answer| async move {

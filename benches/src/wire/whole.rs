@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use flightcache_server::settings::Residency;
+
 use super::link::Link;
 use super::process::{Ask, Launcher, Process};
 use super::tables::{Served, Table};
@@ -11,6 +13,8 @@ use crate::report::WirePoint;
 const GIB: f64 = (1_u64 << 30) as f64;
 
 const FLIGHTCACHE: &str = "flightcache";
+/// With Parquet bytes in its cache.
+const FLIGHTCACHE_PARQUET: &str = "flightcache-parquet";
 const PYARROW: &str = "pyarrow";
 const RECEIVER: &str = "receiver";
 const ARROW_RS: &str = "arrow-rs";
@@ -79,7 +83,9 @@ fn start(launcher: &Launcher, options: &Options, table: &Table, served: &Served,
     ];
     servers.extend(launcher.pyarrow(&served.files, link)?.map(|server| (PYARROW, server)));
     let mut readers = vec![FLIGHTCACHE, RAW];
-    if link.is_none() {
+    if link.is_some() {
+        servers.push((FLIGHTCACHE_PARQUET, launcher.flightcache(std::slice::from_ref(table), Residency::Parquet, link)?));
+    } else {
         servers.push((ARROW_RS, launcher.arrow_rs(&served.files, link)?));
         readers.extend([ARROW_RS, RECEIVER]);
     }
@@ -101,8 +107,16 @@ fn sides(ends: &Ends, table: &Table, served: &Served, is_linked: bool) -> Result
     let ours = Ask { ticket: table.url()?, ..Ask::default() };
     let mut sides = vec![
         side("flightcache → flightcache", FLIGHTCACHE, FLIGHTCACHE, None, ours.clone()),
-        side("flightcache → pyarrow", FLIGHTCACHE, PYARROW, None, ours),
+        side("flightcache → pyarrow", FLIGHTCACHE, PYARROW, None, ours.clone()),
     ];
+    if is_linked {
+        let compressed = |codec: &str| Ask { compression: Some(codec.to_owned()), ..ours.clone() };
+        sides.extend([
+            side("… compressed with LZ4", FLIGHTCACHE, PYARROW, None, compressed("lz4")),
+            side("… compressed with Zstandard", FLIGHTCACHE, PYARROW, None, compressed("zstd")),
+            side("flightcache → flightcache as Parquet", FLIGHTCACHE_PARQUET, FLIGHTCACHE, None, Ask { parquet: true, ..ours }),
+        ]);
+    }
     let by_rows = |name, server, client, suffix: &str, frame_bytes| {
         let of_rows = move |(rows, _): &(usize, std::path::PathBuf)| {
             side(name, server, client, Some(*rows), Ask { ticket: format!("{rows}{suffix}"), frame_bytes, ..Ask::default() })

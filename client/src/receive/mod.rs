@@ -100,7 +100,7 @@ where
 
 /// Sends a ticket over a connection, of which the answer's arrival tells how fast it is.
 pub(crate) async fn get(connection: Connection, ticket: Bytes, transfer: Transfer) -> Result<Answer> {
-    let Connection { channel, link } = connection;
+    let Connection { channel, link, .. } = connection;
     get_over(channel, link, ticket, transfer).await
 }
 

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use super::super::cached::owner;
 use super::cache::Cache;
 use crate::place::SOURCE;
+use crate::server_threads::ServerThreads;
 use crate::slow_store::SlowStore;
 
 /// Microseconds that an answer waited for the store.
@@ -29,6 +30,7 @@ pub(super) struct Nodes {
     addresses: Arc<[String]>,
     caches: Vec<Arc<Cache>>,
     tasks: Vec<JoinHandle<std::io::Result<()>>>,
+    _threads: ServerThreads,
 }
 
 #[derive(Clone)]
@@ -40,9 +42,10 @@ struct Node {
 
 impl Nodes {
     pub(super) async fn start(store: &Arc<SlowStore>, count: usize, capacity_bytes: u64) -> std::io::Result<Self> {
+        let threads = ServerThreads::new()?;
         let mut listeners = Vec::with_capacity(count);
         for _ in 0..count {
-            listeners.push(TcpListener::bind(("127.0.0.1", 0)).await?);
+            listeners.push(threads.spawn(TcpListener::bind(("127.0.0.1", 0))).await??);
         }
         let address = |listener: &TcpListener| Ok(format!("http://{}", listener.local_addr()?));
         let addresses: Arc<[String]> = listeners.iter().map(address).collect::<std::io::Result<_>>()?;
@@ -53,10 +56,10 @@ impl Nodes {
             let router = Router::new().route("/route/{*key}", get(route)).route("/objects/{*key}", get(object)).with_state(node);
             // Fails only for a connection that is gone already.
             let listener = listener.tap_io(|connection| drop(connection.set_nodelay(true)));
-            tasks.push(tokio::spawn(async move { axum::serve(listener, router).await }));
+            tasks.push(threads.spawn(async move { axum::serve(listener, router).await }));
             caches.push(cache);
         }
-        Ok(Self { addresses, caches, tasks })
+        Ok(Self { addresses, caches, tasks, _threads: threads })
     }
 
     /// The node that clients ask first, such as `http://127.0.0.1:4711`.
