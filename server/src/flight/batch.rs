@@ -15,7 +15,7 @@ use arrow::ipc::{self, FieldNode, MessageBuilder, MessageHeader, MetadataVersion
 use flatbuffers::FlatBufferBuilder;
 
 use super::message::{Body, Frame};
-use super::views::{Slack, rebase, rebased_bytes};
+use super::views::{Slack, rebase, rebased_bytes, rebased_bytes_at_most};
 
 /// Each buffer of a body begins at a multiple of this, as in what `arrow-ipc` writes.
 const ALIGNMENT_BYTES: usize = 64;
@@ -253,8 +253,17 @@ impl Elements {
     }
 }
 
-/// About the bytes that a plain array takes in a message.
-pub(super) fn message_bytes(array: &dyn Array) -> usize {
+/// How views are measured.
+#[derive(Clone, Copy)]
+pub(super) enum Measure {
+    /// A bound, found sooner.
+    AtMost,
+    /// What they take.
+    Exactly,
+}
+
+/// The bytes that a plain array takes in a message, but for padding.
+pub(super) fn message_bytes(array: &dyn Array, measure: Measure) -> usize {
     let rows = array.len();
     let nulls = array.nulls().filter(|nulls| nulls.null_count() > 0);
     let values = match array.data_type() {
@@ -267,22 +276,29 @@ pub(super) fn message_bytes(array: &dyn Array) -> usize {
         DataType::LargeBinary => of_bytes(array.as_binary::<i64>()),
         DataType::Utf8View => {
             let array = array.as_string_view();
-            rebased_bytes(array.views(), array.data_buffers().len(), nulls, Slack::Half)
+            of_views(array.views(), array.data_buffers().len(), nulls, measure)
         }
         DataType::BinaryView => {
             let array = array.as_binary_view();
-            rebased_bytes(array.views(), array.data_buffers().len(), nulls, Slack::Half)
+            of_views(array.views(), array.data_buffers().len(), nulls, measure)
         }
-        DataType::List(_) => of_list(array.as_list::<i32>().offsets(), array.as_list::<i32>().values()),
-        DataType::LargeList(_) => of_list(array.as_list::<i64>().offsets(), array.as_list::<i64>().values()),
-        DataType::Map(..) => of_list(array.as_map().offsets(), array.as_map().entries()),
-        DataType::ListView(_) => of_list_view(array.as_list_view::<i32>()),
-        DataType::LargeListView(_) => of_list_view(array.as_list_view::<i64>()),
-        DataType::FixedSizeList(..) => message_bytes(array.as_fixed_size_list().values()),
-        DataType::Struct(_) => array.as_struct().columns().iter().map(|column| message_bytes(column)).sum(),
+        DataType::List(_) => of_list(array.as_list::<i32>().offsets(), array.as_list::<i32>().values(), measure),
+        DataType::LargeList(_) => of_list(array.as_list::<i64>().offsets(), array.as_list::<i64>().values(), measure),
+        DataType::Map(..) => of_list(array.as_map().offsets(), array.as_map().entries(), measure),
+        DataType::ListView(_) => of_list_view(array.as_list_view::<i32>(), measure),
+        DataType::LargeListView(_) => of_list_view(array.as_list_view::<i64>(), measure),
+        DataType::FixedSizeList(..) => message_bytes(array.as_fixed_size_list().values(), measure),
+        DataType::Struct(_) => array.as_struct().columns().iter().map(|column| message_bytes(column, measure)).sum(),
         primitive => rows * primitive.primitive_width().unwrap_or(0),
     };
     values + nulls.map_or(0, |_| rows.div_ceil(8))
+}
+
+fn of_views(views: &ScalarBuffer<u128>, buffers: usize, nulls: Option<&NullBuffer>, measure: Measure) -> usize {
+    match measure {
+        Measure::AtMost => rebased_bytes_at_most(views),
+        Measure::Exactly => rebased_bytes(views, buffers, nulls, Slack::Half),
+    }
 }
 
 fn of_bytes<T: ByteArrayType>(array: &GenericByteArray<T>) -> usize {
@@ -290,15 +306,15 @@ fn of_bytes<T: ByteArrayType>(array: &GenericByteArray<T>) -> usize {
     size_of_val(array.value_offsets()) + last - first
 }
 
-fn of_list<O: OffsetSizeTrait>(offsets: &OffsetBuffer<O>, values: &dyn Array) -> usize {
+fn of_list<O: OffsetSizeTrait>(offsets: &OffsetBuffer<O>, values: &dyn Array, measure: Measure) -> usize {
     let (first, last) = ends(offsets);
-    size_of_val::<[O]>(offsets) + message_bytes(&values.slice(first, last - first))
+    size_of_val::<[O]>(offsets) + message_bytes(&values.slice(first, last - first), measure)
 }
 
 /// The mean value stands for those that are shown more or less often.
-fn of_list_view<O: OffsetSizeTrait>(array: &GenericListViewArray<O>) -> usize {
+fn of_list_view<O: OffsetSizeTrait>(array: &GenericListViewArray<O>, measure: Measure) -> usize {
     let shown = Elements::of(array);
-    let values = message_bytes(&array.values().slice(shown.first(), shown.range()));
+    let values = message_bytes(&array.values().slice(shown.first(), shown.range()), measure);
     let sent = if Slack::Half.allows(shown.range(), shown.count) { shown.range() } else { shown.count };
     array.len() * 2 * size_of::<O>() + values * sent / shown.range().max(1)
 }

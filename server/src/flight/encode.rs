@@ -2,16 +2,15 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray as _, RecordBatch, RecordBatchOptions, UInt32Array, make_array};
+use arrow::array::{Array, ArrayRef, AsArray as _, MutableArrayData, RecordBatch, RecordBatchOptions, make_array};
 use arrow::buffer::Buffer;
-use arrow::compute::take;
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::ipc::CompressionType;
 use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions, StreamEncoder};
 use flightcache_proto::{Compression, Error, ErrorKind, Result};
 
-use super::batch::{BatchWriter, is_plain, message_bytes};
+use super::batch::{BatchWriter, Measure, is_plain, message_bytes};
 use super::message::{Body, Frame};
 use super::views::Slack;
 
@@ -156,8 +155,14 @@ impl Encoder {
     /// Rows that make a frame of about the target size, by the mean row of the batch.
     fn rows_per_frame(&self, batch: &RecordBatch) -> usize {
         let rows = batch.num_rows().max(1);
-        let column_bytes = |array: &ArrayRef| if self.prepared.is_plain { message_bytes(array) } else { sliced_bytes(array) };
-        let bytes: usize = batch.columns().iter().map(column_bytes).sum();
+        let sum = |bytes: &dyn Fn(&ArrayRef) -> usize| batch.columns().iter().map(bytes).sum::<usize>();
+        let bytes = if !self.prepared.is_plain {
+            sum(&sliced_bytes)
+        } else if sum(&|array| message_bytes(array, Measure::AtMost)) <= TARGET_FRAME_BYTES {
+            return rows;
+        } else {
+            sum(&|array| message_bytes(array, Measure::Exactly))
+        };
         let fitting = (rows * TARGET_FRAME_BYTES / bytes.max(1)).clamp(1, rows);
         // Bits are shared only from one byte boundary to the next.
         if fitting < rows && fitting > 64 { fitting / 64 * 64 } else { fitting }
@@ -215,7 +220,7 @@ fn compact(array: &ArrayRef) -> Result<ArrayRef> {
         DataType::Utf8View => Ok(Arc::new(array.as_string_view().gc())),
         DataType::BinaryView => Ok(Arc::new(array.as_binary_view().gc())),
         nested if has_views(nested) => {
-            // Taking the rows rids children of what lies outside the slice; then their views are compacted.
+            // Copying the rows rids children of what lies outside the slice; then their views are compacted.
             let array = copy(array)?;
             let data = array.to_data();
             let children = data
@@ -242,9 +247,12 @@ fn own(batch: &RecordBatch) -> Result<RecordBatch> {
         .map_err(|e| Error::internal(format!("copying rows: {e}")))
 }
 
+/// `take` would lose the number of lists that have no width.
 fn copy(array: &ArrayRef) -> Result<ArrayRef> {
-    let rows = UInt32Array::from_iter_values(0..array.len() as u32);
-    take(array, &rows, None).map_err(|e| Error::internal(format!("copying rows: {e}")))
+    let data = array.to_data();
+    let mut copied = MutableArrayData::new(vec![&data], false, data.len());
+    copied.try_extend(0, 0, data.len()).map_err(|e| Error::internal(format!("copying rows: {e}")))?;
+    Ok(make_array(copied.freeze()))
 }
 
 #[cfg(test)]

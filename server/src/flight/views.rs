@@ -14,9 +14,6 @@ const MAX_INLINE_BYTES: u32 = 12;
 /// Bytes of the buffers that copies go to: a message holds no more. A longer value has one of its own.
 const MAX_COPIED_BYTES: usize = 2 << 20;
 
-/// Of less than this, no more exact figure is needed.
-const NEGLIGIBLE_BYTES: usize = 4 << 10;
-
 /// How much may be sent that no row shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Slack {
@@ -146,15 +143,16 @@ pub(super) fn rebase(
     (views.into(), rebased)
 }
 
-/// Bytes that [`rebase`] makes of an array; of a small one, at most.
+/// Bytes that [`rebase`] makes of an array.
 pub(super) fn rebased_bytes(views: &ScalarBuffer<u128>, buffers: usize, nulls: Option<&NullBuffer>, slack: Slack) -> usize {
-    let at_most = views.iter().map(|view| length(*view) as usize).sum::<usize>() * 2 + size_of_val::<[u128]>(views);
-    if at_most <= NEGLIGIBLE_BYTES {
-        return at_most;
-    }
     let (extents, _) = extents(views, buffers, nulls);
     let sent = |extent: &Extent| if slack.allows(extent.range(), extent.shown) { extent.range() } else { extent.shown };
     size_of_val::<[u128]>(views) + extents.iter().map(sent).sum::<usize>()
+}
+
+/// A bound on that which is found sooner: ranges are at most twice as long as what they show.
+pub(super) fn rebased_bytes_at_most(views: &ScalarBuffer<u128>) -> usize {
+    size_of_val::<[u128]>(views) + 2 * views.iter().map(|view| length(*view) as usize).sum::<usize>()
 }
 
 /// What the views of valid rows show of each buffer, and whether those of others point into one.

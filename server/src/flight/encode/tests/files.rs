@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::parquet::announced_schema;
 
-const ROWS: usize = 3_000;
+const ROWS: usize = 1_500;
 
 /// What the files hold, as it is announced, with the strings' declared types and as views.
 static FILES: LazyLock<Vec<(String, RecordBatch)>> = LazyLock::new(|| {
@@ -21,8 +21,9 @@ static FILES: LazyLock<Vec<(String, RecordBatch)>> = LazyLock::new(|| {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/parquet-testing").join(folder);
         for file in std::fs::read_dir(folder).unwrap() {
             let path = file.unwrap().path();
-            if path.extension().is_some_and(|extension| extension == "parquet") {
-                let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            // The large map is one row of a gigabyte.
+            if name.ends_with(".parquet") && !name.starts_with("large_string_map") {
                 batches.extend(read(&path, false).map(|batch| (name.clone(), batch)));
                 batches.extend(read(&path, true).map(|batch| (format!("{name}, views"), batch)));
             }
@@ -32,7 +33,7 @@ static FILES: LazyLock<Vec<(String, RecordBatch)>> = LazyLock::new(|| {
     batches
 });
 
-/// The first rows of a file; none if it is too broken to be read, or has rows that no message can hold.
+/// The first rows of a file; none if it is too broken to be read.
 fn read(path: &Path, views: bool) -> Option<RecordBatch> {
     let file = std::fs::File::open(path).unwrap();
     let read = || -> Result<RecordBatch, Box<dyn std::error::Error>> {
@@ -48,8 +49,7 @@ fn read(path: &Path, views: bool) -> Option<RecordBatch> {
         let columns = batch.columns().iter().zip(announced.fields()).map(|(column, field)| cast(column, field.data_type()));
         Ok(RecordBatch::try_new(Arc::clone(&announced), columns.collect::<Result<_, _>>()?)?)
     };
-    let batch = std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).ok()?.ok()?;
-    (batch.get_array_memory_size() < 64 << 20).then_some(batch)
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).ok()?.ok()
 }
 
 fn with_views(field: &FieldRef) -> FieldRef {
@@ -99,7 +99,7 @@ fn pick(batch: &RecordBatch, rows: &Rows) -> RecordBatch {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(80))]
+    #![proptest_config(ProptestConfig::with_cases(150))]
 
     #[test]
     fn samples_come_as_they_are(

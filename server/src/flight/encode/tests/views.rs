@@ -53,6 +53,17 @@ fn of_a_slice_the_range_is_shared_and_the_views_are_new() {
 }
 
 #[test]
+fn of_several_buffers_those_that_are_shown_are_shared() {
+    // Thousand rows a buffer.
+    let array = views(10_000, 1_000 * LEN as u32);
+    let rows = (2_500..2_700).chain(4_000..4_990).chain(6_000..7_000).chain((8_000..9_000).step_by(5)).chain([9_999, 3_999]);
+    let rows: UInt32Array = rows.collect();
+    let frame = frame(take(&array, &rows, None).unwrap());
+    let shown: Vec<_> = (0..10).filter(|at| shows(&frame, &array.data_buffers()[*at])).collect();
+    assert_eq!(shown, [2, 4, 6]);
+}
+
+#[test]
 fn of_filtered_rows_what_is_shown_is_copied_unless_it_is_most() {
     let array = views(20_000, 1 << 20);
     for (every, is_shared) in [(2, true), (3, false), (50, false)] {
