@@ -89,7 +89,8 @@ impl Client {
     /// What is resident under a URL prefix (all of it for an empty one).
     pub async fn list(&self, prefix: &str) -> Result<Vec<ResidentObject>> {
         let criteria = Criteria { expression: prefix.as_bytes().to_vec().into() };
-        let flights = flight(self.routes.seed().channel).list_flights(criteria).await.map_err(|e| from_status(&e))?.into_inner();
+        let flights =
+            flight(self.routes.seed().channel()).list_flights(criteria).await.map_err(|e| from_status(&e))?.into_inner();
         let object = |flight: arrow_flight::FlightInfo| ResidentObject {
             url: flight.flight_descriptor.and_then(|descriptor| descriptor.path.into_iter().next()).unwrap_or_default(),
             rows: flight.total_records,
@@ -117,7 +118,8 @@ impl Client {
     }
 
     async fn bodies(&self, name: &str, body: Vec<u8>) -> Result<impl Stream<Item = Result<Bytes>> + use<>> {
-        let results = flight(self.routes.seed().channel).do_action(Action::new(name, body)).await.map_err(|e| from_status(&e))?;
+        let results =
+            flight(self.routes.seed().channel()).do_action(Action::new(name, body)).await.map_err(|e| from_status(&e))?;
         Ok(results.into_inner().map_ok(|result| result.body).map_err(|e| from_status(&e)))
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -44,24 +44,56 @@ pub struct Routes {
     lookups: AtomicU64,
 }
 
-/// Connections to a server over which the shares of a scan are spread. One has no more on its way than the kernel's buffers hold,
-/// 4 MiB as a rule, which on a long way is little: 30 MB/s where an answer takes 100 ms. And one keeps no more than a core busy.
+/// Connections to a server over which answers are spread. One keeps no more than a core busy at either end. And it has no more on
+/// its way than the kernel's buffers hold, 4 MiB as a rule, which on a long way is little: 30 MB/s where an answer takes 100 ms.
 const LANES: usize = 4;
 
-/// A channel to a server, and what is known of the way there.
+/// The way to a server: some TCP connections, and what is known of them.
 #[derive(Clone, Debug)]
 pub(crate) struct Connection {
-    pub(crate) channel: Channel,
     pub(crate) link: Arc<Link>,
-    /// This channel and, unless the server is on this host, others. Each connects when it is first used.
-    lanes: Arc<[Channel]>,
+    /// Each connects when it is first used.
+    lanes: Arc<[Lane]>,
+}
+
+#[derive(Debug)]
+struct Lane {
+    channel: Channel,
+    /// Answers that are being received over it.
+    answers: AtomicUsize,
+}
+
+/// A lane, taken for one answer until this is dropped.
+#[derive(Debug)]
+pub(crate) struct TakenLane {
+    lanes: Arc<[Lane]>,
+    index: usize,
 }
 
 impl Connection {
-    /// The connection for a scan's share with this number.
-    pub(crate) fn lane(self, number: usize) -> Self {
-        let channel = self.lanes[number % self.lanes.len()].clone();
-        Self { channel, ..self }
+    /// The first of its channels: for calls of little data.
+    pub(crate) fn channel(&self) -> Channel {
+        self.lanes[0].channel.clone()
+    }
+
+    /// The lane of the fewest answers, the first of several: one answer at a time knows no other.
+    pub(crate) fn take_lane(&self) -> TakenLane {
+        let answers = |lane: &Lane| lane.answers.load(Ordering::Relaxed);
+        let index = (0..self.lanes.len()).min_by_key(|&index| answers(&self.lanes[index])).unwrap_or(0);
+        self.lanes[index].answers.fetch_add(1, Ordering::Relaxed);
+        TakenLane { lanes: Arc::clone(&self.lanes), index }
+    }
+}
+
+impl TakenLane {
+    pub(crate) fn channel(&self) -> Channel {
+        self.lanes[self.index].channel.clone()
+    }
+}
+
+impl Drop for TakenLane {
+    fn drop(&mut self) {
+        self.lanes[self.index].answers.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -119,10 +151,9 @@ fn is_local(address: &str) -> bool {
 
 /// A connection to an address, made when it is first used.
 fn connection(address: &str) -> Result<Connection> {
-    let is_local = is_local(address);
-    let lanes = if is_local { 1 } else { LANES };
-    let lanes = (0..lanes).map(|_| channel(address)).collect::<Result<Arc<[Channel]>>>()?;
-    Ok(Connection { channel: lanes[0].clone(), link: Arc::new(Link::new(is_local)), lanes })
+    let lane = |_| Ok(Lane { channel: channel(address)?, answers: AtomicUsize::new(0) });
+    let lanes = (0..LANES).map(lane).collect::<Result<_>>()?;
+    Ok(Connection { link: Arc::new(Link::new(is_local(address))), lanes })
 }
 
 fn channel(address: &str) -> Result<Channel> {
@@ -170,7 +201,7 @@ impl Routes {
     /// The server's slot map, which replaces an older one.
     pub async fn refresh(&self) -> Result<Arc<SlotMap>> {
         self.lookups.fetch_add(1, Ordering::Relaxed);
-        let mut results = flight(self.seed().channel)
+        let mut results = flight(self.seed().channel())
             .do_action(Action::new(action::SLOT_MAP, ""))
             .await
             .map_err(|e| from_status(&e))?
@@ -249,13 +280,18 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn shares_are_spread_over_connections_to_other_hosts_only() {
-        for (address, lanes) in [("10.0.0.1:50051", LANES), ("127.0.0.1:50051", 1), ("/run/flightcache.sock", 1)] {
-            let connection = connection(address).unwrap();
-            assert_eq!(connection.lanes.len(), lanes, "{address}");
-            // As many shares as there may be.
-            assert!(Arc::ptr_eq(&connection.clone().lane(1_000_003).link, &connection.link));
-        }
+    async fn answers_are_spread_over_lanes() {
+        let connection = connection("127.0.0.1:50051").unwrap();
+        let index = |taken: &[TakenLane]| taken.iter().map(|lane| lane.index).collect::<Vec<_>>();
+        // One at a time.
+        assert_eq!([connection.take_lane().index, connection.take_lane().index], [0, 0]);
+        let mut taken: Vec<_> = (0..2 * LANES).map(|_| connection.take_lane()).collect();
+        assert_eq!(index(&taken), [0, 1, 2, 3, 0, 1, 2, 3]);
+        // The third is free first.
+        taken.retain(|lane| lane.index != 2);
+        assert_eq!(connection.take_lane().index, 2);
+        drop(taken);
+        assert_eq!(connection.take_lane().index, 0);
     }
 
     #[test]

@@ -157,7 +157,7 @@ impl Stream for ScanStream {
 
 pub(crate) async fn plan(client: &Client, request: &ScanRequest) -> Result<FlightInfo> {
     let slot = Slot::of(&request.url, Part::Footer);
-    let mut flight = flight(client.routes.owner(slot).await?.channel);
+    let mut flight = flight(client.routes.owner(slot).await?.channel());
     let info = flight.get_flight_info(FlightDescriptor::new_cmd(request.to_protobuf())).await;
     info.map(tonic::Response::into_inner).map_err(|e| from_status(&e)).inspect_err(|e| client.routes.learn_from(e))
 }
@@ -290,8 +290,7 @@ async fn read_once(
         Some(route) => client.routes.owner(route.slot).await?,
         None => client.routes.seed(),
     };
-    let connection = connection.lane(share.index);
-    let mut answer = receive::get(connection, share.ticket.ticket.clone(), transfer).await?;
+    let mut answer = receive::get(&connection, share.ticket.ticket.clone(), transfer).await?;
     while let Some(frame) = answer.next().await? {
         if let Some(so_far) = frame.stats
             && let Some(stats) = stats.lock().unwrap_or_else(PoisonError::into_inner).get_mut(share.index)

@@ -40,7 +40,7 @@ pub use self::decode::Payload;
 use self::parquet_rows::ParquetRows;
 use crate::link::{Arrivals, Link, Transfer};
 use crate::retry::from_status;
-use crate::routes::Connection;
+use crate::routes::{Connection, TakenLane};
 
 const DO_GET_PATH: &str = "/arrow.flight.protocol.FlightService/DoGet";
 const DO_EXCHANGE_PATH: &str = "/arrow.flight.protocol.FlightService/DoExchange";
@@ -71,6 +71,8 @@ struct Incoming {
     is_status_known: bool,
     arrivals: Arrivals,
     link: Option<Arc<Link>>,
+    /// The lane it comes over, where there are several.
+    lane: Option<TakenLane>,
 }
 
 /// One message of an answer.
@@ -99,9 +101,11 @@ where
 }
 
 /// Sends a ticket over a connection, of which the answer's arrival tells how fast it is.
-pub(crate) async fn get(connection: Connection, ticket: Bytes, transfer: Transfer) -> Result<Answer> {
-    let Connection { channel, link, .. } = connection;
-    get_over(channel, link, ticket, transfer).await
+pub(crate) async fn get(connection: &Connection, ticket: Bytes, transfer: Transfer) -> Result<Answer> {
+    let lane = connection.take_lane();
+    let mut answer = get_over(lane.channel(), Arc::clone(&connection.link), ticket, transfer).await?;
+    answer.incoming.lane = Some(lane);
+    Ok(answer)
 }
 
 async fn get_over<S>(service: S, link: Arc<Link>, ticket: Bytes, transfer: Transfer) -> Result<Answer>
@@ -154,6 +158,7 @@ where
         is_status_known: status.is_some(),
         arrivals: Arrivals::default(),
         link: None,
+        lane: None,
     };
     Ok(Answer {
         incoming,
@@ -338,7 +343,7 @@ impl Incoming {
         if !self.assembler.is_complete() {
             return Err(Error::internal("the server's answer ended within a message"));
         }
-        self.body = None;
+        (self.body, self.lane) = (None, None);
         let stats = trailers.and_then(|trailers| trailers.get(SCAN_STATS_TRAILER));
         let stats = stats.and_then(|stats| serde_json::from_slice(stats.as_bytes()).ok());
         Ok(stats.map(|stats| Frame { payload: Payload::Nothing, stats: Some(stats) }))
