@@ -104,7 +104,7 @@ impl Client {
         self.routes.lookups()
     }
 
-    async fn act_once<T: DeserializeOwned>(&self, name: &str, body: &impl Serialize) -> Result<T> {
+    pub(crate) async fn act_once<T: DeserializeOwned>(&self, name: &str, body: &impl Serialize) -> Result<T> {
         let mut answers = self.act(name, body).await?;
         answers.pop().ok_or_else(|| Error::internal(format!("{name}: the server answered nothing")))
     }

@@ -22,6 +22,8 @@
 //! Reading order: [`client`], [`scan`], [`exchange`] (many small requests), [`routes`], [`link`] (what travels over which way), [`receive`].
 
 pub mod client;
+#[cfg(feature = "datafusion")]
+mod datafusion;
 mod direct;
 pub mod exchange;
 pub mod link;

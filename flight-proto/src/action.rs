@@ -10,22 +10,25 @@ pub const SLOT_MAP: &str = "flightcache.slot_map";
 pub const INFO: &str = "flightcache.info";
 /// [`crate::ScanRequest`] → a stream of [`WarmProgress`].
 pub const WARM: &str = "flightcache.warm";
+/// [`UrlRequest`] → [`TableInfo`].
+pub const TABLE: &str = "flightcache.table";
 /// [`UrlRequest`] → [`Evicted`].
 pub const EVICT: &str = "flightcache.evict";
 /// [`SetCapacity`] → [`Stats`].
 pub const SET_CAPACITY: &str = "flightcache.set_capacity";
 
 /// Every action with one line for `ListActions`.
-pub const ALL: [(&str, &str); 6] = [
+pub const ALL: [(&str, &str); 7] = [
     (STATS, "Server-wide figures. In: nothing. Out: JSON."),
     (SLOT_MAP, "Which node owns which hash slot. In: nothing. Out: JSON."),
     (INFO, "Schema, row groups, sizes and what is resident. In: {\"url\"}. Out: JSON, one result per object."),
+    (TABLE, "What a query planner wants to know: schema, objects, row groups, statistics. In: {\"url\"}. Out: JSON."),
     (WARM, "Load columns into the cache. In: a scan as JSON. Out: a stream of JSON progress."),
     (EVICT, "Forget an object, prefix or glob. In: {\"url\"}. Out: JSON."),
     (SET_CAPACITY, "Change the cache's capacity. In: {\"capacity_bytes\"}. Out: the new figures as JSON."),
 ];
 
-/// Input of [`INFO`] and [`EVICT`].
+/// Input of [`INFO`], [`TABLE`] and [`EVICT`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UrlRequest {
@@ -39,6 +42,39 @@ pub struct UrlRequest {
 pub struct SetCapacity {
     /// New capacity of the chunk cache, in bytes.
     pub capacity_bytes: u64,
+}
+
+/// Output of [`TABLE`]: an object, a prefix or a glob as one table, as its objects are now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableInfo {
+    /// The newest [`crate::predicate::Predicate`] the server reads.
+    pub predicate_version: u32,
+    /// The columns, as an Arrow IPC message's metadata.
+    #[serde(with = "crate::base64_bytes")]
+    pub schema: Vec<u8>,
+    /// The columns are not those of one object: shares of it have to name them.
+    pub spans_objects: bool,
+    /// In the order of their rows.
+    pub objects: Vec<TableObject>,
+    /// An Arrow IPC stream with a row for each object and, for each column of the table, four columns: its least and its greatest
+    /// value (NULL: not known), how many values are NULL (NULL: not known), and whether the least (1) and the greatest (2) are
+    /// values of the column and not mere bounds.
+    #[serde(with = "crate::base64_bytes")]
+    pub statistics: Vec<u8>,
+}
+
+/// One object of a [`TableInfo`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableObject {
+    /// Canonical URL.
+    pub url: String,
+    /// Display form of its version; absent where the store gives none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Size of the object.
+    pub bytes: u64,
+    /// Rows and estimated bytes as Arrow of each row group.
+    pub row_groups: Vec<(u64, u64)>,
 }
 
 /// Output of [`EVICT`].

@@ -6,14 +6,16 @@
 //!      url                  slot --SlotMap--> owner
 //! ```
 //!
-//! Reading order: [`scan`] (what a user asks), [`object`] and [`slot`] (what it means), [`slot_map`] (who owns it),
+//! Reading order: [`scan`] (what a user asks), [`predicate`] (what a program asks), [`object`] and [`slot`] (what it means), [`slot_map`] (who owns it),
 //! [`ticket`] (what travels), [`parquet`] (how rows may travel), [`exchange`] (many over one stream), [`action`] (the rest of the protocol), [`error`] (how things fail). [`thrift`] checks Parquet's metadata before it is read.
 
 pub mod action;
+mod base64_bytes;
 pub mod error;
 pub mod exchange;
 pub mod object;
 pub mod parquet;
+pub mod predicate;
 pub mod scan;
 pub mod slot;
 pub mod slot_map;

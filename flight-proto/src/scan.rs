@@ -51,6 +51,9 @@ pub struct ScanRequest {
     /// How the answer is to be compressed. It costs the server CPU, and pays on links slower than a few Gbit/s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<Compression>,
+    /// A [`crate::predicate::Predicate`], encoded, beside the filter or instead of it. Base64 in JSON.
+    #[serde(default, with = "crate::base64_bytes::optional", skip_serializing_if = "Option::is_none")]
+    pub predicate: Option<Vec<u8>>,
 }
 
 impl ScanRequest {
@@ -97,6 +100,7 @@ impl From<ScanRequest> for pb::ScanRequest {
                 Some(Compression::Zstd) => pb::Compression::Zstd,
             }
             .into(),
+            predicate: scan.predicate.unwrap_or_default(),
         }
     }
 }
@@ -127,6 +131,7 @@ impl TryFrom<pb::ScanRequest> for ScanRequest {
             rows: (!message.rows.is_empty()).then_some(message.rows),
             populate,
             compression,
+            predicate: (!message.predicate.is_empty()).then_some(message.predicate),
         })
     }
 }
@@ -202,8 +207,9 @@ mod tests {
             proptest::option::of(proptest::collection::vec(any::<u64>(), 1..4)),
             any::<bool>(),
             proptest::option::of(prop_oneof![Just(Compression::Lz4), Just(Compression::Zstd)]),
+            proptest::option::of(proptest::collection::vec(any::<u8>(), 1..9)),
         )
-            .prop_map(|(url, columns, filter, limit, rows, never, compression)| ScanRequest {
+            .prop_map(|(url, columns, filter, limit, rows, never, compression, predicate)| ScanRequest {
                 url,
                 columns,
                 filter,
@@ -211,6 +217,7 @@ mod tests {
                 rows,
                 populate: if never { Populate::Never } else { Populate::Auto },
                 compression,
+                predicate,
             })
     }
 

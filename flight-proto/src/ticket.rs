@@ -26,7 +26,7 @@ pub struct Share {
     pub epoch: u64,
     /// Arrow schema (encapsulated IPC message) of the columns the scan touches, where the share's own objects do not determine it.
     pub schema: Option<Vec<u8>>,
-    /// Fingerprint of the answer's schema, which an overwritten object may no longer have.
+    /// Fingerprint of the answer's schema, which an overwritten object may no longer have; zero where the reader checks that itself.
     pub schema_hash: u64,
     /// When the scan was planned, in microseconds since 1970: what `now()` means in its filter.
     pub asked_at_us: i64,

@@ -20,6 +20,7 @@ mod row_group;
 mod row_reads;
 mod rows;
 mod stream;
+mod table;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

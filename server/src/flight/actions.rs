@@ -21,6 +21,10 @@ pub(super) async fn run(engine: &Arc<Engine>, name: &str, body: &[u8]) -> Result
             let request: UrlRequest = parse(name, body)?;
             engine.info(&request.url).await?.iter().map(to_result).collect()
         }
+        action::TABLE => {
+            let request: UrlRequest = parse(name, body)?;
+            vec![to_result(&engine.table(&request.url).await?)]
+        }
         action::EVICT => {
             let request: UrlRequest = parse(name, body)?;
             let evicted = engine.evict(&request.url)?;

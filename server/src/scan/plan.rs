@@ -54,6 +54,8 @@ pub struct ScanPlan {
     pub(crate) spans_objects: bool,
     /// Room for what answers with it make of its schema.
     opening: OnceLock<Arc<dyn Any + Send + Sync>>,
+    /// Room for its objects' statistics.
+    pub(super) statistics: OnceLock<std::result::Result<Arc<[u8]>, String>>,
 }
 
 /// One object's part of a scan.
@@ -106,7 +108,7 @@ impl ScanPlan {
         self.row_groups().map(|(object, group)| self.decoded_bytes(object, group)).sum()
     }
 
-    fn decoded_bytes(&self, object: &ObjectPlan, group: u32) -> u64 {
+    pub(super) fn decoded_bytes(&self, object: &ObjectPlan, group: u32) -> u64 {
         let file_columns = self.output.iter().filter_map(|&column| match object.columns[column] {
             ColumnSource::File(column) => Some(column),
             ColumnSource::Constant(_) => None,
@@ -271,7 +273,8 @@ impl Engine {
             Ticket::Share(share) => (share.scan.clone(), Some(share)),
         };
         let given_schema = share.and_then(|share| share.schema.as_deref()).map(super::parse_ipc_schema).transpose()?;
-        let asked_at_us = share.map_or_else(|| chrono::Utc::now().timestamp_micros(), |share| share.asked_at_us);
+        let asked_at_us =
+            share.map(|share| share.asked_at_us).filter(|at| *at != 0).unwrap_or_else(|| chrono::Utc::now().timestamp_micros());
         let spans_objects = given_schema.is_some() || footers.len() > 1;
         let table = match given_schema {
             Some(schema) => Arc::new(schema),
@@ -279,19 +282,32 @@ impl Engine {
         };
         let output = output_columns(&request, &table)?;
         let schema = Arc::new(table.project(&output).map_err(|e| Error::internal(e.to_string()))?);
-        if share.is_some_and(|share| share.schema_hash != schema_hash(&schema)) {
+        if share.is_some_and(|share| share.schema_hash != 0 && share.schema_hash != schema_hash(&schema)) {
             let message =
                 format!("{}: the answer's schema changed since the ticket was made; ask for the flight again", request.url);
             return Err(Error::new(ErrorKind::Changed, message));
         }
-        let predicate = match &request.filter {
-            Some(sql) => Some(Arc::new(Predicate::parse(&self.planner, sql, &table, asked_at_us)?)),
-            None => None,
+        let filter = request.filter.as_ref().map(|sql| Predicate::parse(&self.planner, sql, &table, asked_at_us)).transpose()?;
+        let sent =
+            request.predicate.as_ref().map(|bytes| Predicate::read(&self.planner, bytes, &table, asked_at_us)).transpose()?;
+        let predicate = match (filter, sent) {
+            (Some(filter), Some(sent)) => Some(filter.and(sent)?),
+            (filter, sent) => filter.or(sent),
         };
+        let predicate = predicate.map(Arc::new);
         check_rows(&request, &footers)?;
-        let opening = OnceLock::new();
-        let mut plan =
-            ScanPlan { request, schema, table, output, predicate, objects: Vec::new(), asked_at_us, spans_objects, opening };
+        let mut plan = ScanPlan {
+            request,
+            schema,
+            table,
+            output,
+            predicate,
+            objects: Vec::new(),
+            asked_at_us,
+            spans_objects,
+            opening: OnceLock::new(),
+            statistics: OnceLock::new(),
+        };
         let planned = futures::stream::iter(footers).map(|(footer, candidate)| {
             let plan = &plan;
             async move { self.plan_object(plan, footer, candidate.share.as_ref(), meter).await }

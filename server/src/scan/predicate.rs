@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arrow::array::{Array, ArrayRef, AsArray as _, BooleanArray, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use chrono::{DateTime, Utc};
-use datafusion::common::tree_node::TreeNode as _;
+use datafusion::common::tree_node::{TreeNode as _, TreeNodeRecursion};
 use datafusion::common::{DFSchema, DataFusionError};
 use datafusion::execution::SessionState;
 use datafusion::execution::session_state::SessionStateBuilder;
@@ -105,18 +105,52 @@ impl Predicate {
                 invalid(e)
             }
         })?;
+        Self::of_checked(planner, expr, table, asked_at_us)
+            .map_err(|e| Error::new(e.kind, format!("filter {sql:?}: {}", e.message)))
+    }
+
+    /// Reads a `flightcache.v1.Predicate` over the columns of `table`.
+    pub(crate) fn read(planner: &Arc<Planner>, bytes: &[u8], table: &SchemaRef, asked_at_us: i64) -> Result<Self> {
+        let expr = flightcache_datafusion::predicate::read(&flightcache_proto::predicate::Predicate::parse(bytes)?)?;
+        // Lists are long, not deep.
+        let mut expressions = 0;
+        let _ = expr.apply(|_| {
+            expressions += 1;
+            Ok(if expressions > SHALLOW_OPERATORS { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+        });
+        let is_deep = expressions > SHALLOW_OPERATORS;
+        let read = || Self::of_checked(planner, expr, table, asked_at_us);
+        let read = if is_deep { on_deep_stack(read) } else { read() };
+        let mut predicate = read.map_err(|e| Error::new(e.kind, format!("predicate: {}", e.message)))?;
+        predicate.is_deep = is_deep;
+        Ok(predicate)
+    }
+
+    /// The predicate that is true where both are.
+    pub(crate) fn and(self, other: Self) -> Result<Self> {
+        let is_deep = self.is_deep || other.is_deep;
+        let expr = self.expr.and(other.expr);
+        let both = || Self::of_checked(&self.planner, expr, &self.table, self.asked_at.timestamp_micros());
+        let mut both = if is_deep { on_deep_stack(both) } else { both() }?;
+        both.is_deep = is_deep;
+        Ok(both)
+    }
+
+    fn of_checked(planner: &Arc<Planner>, expr: Expr, table: &SchemaRef, asked_at_us: i64) -> Result<Self> {
+        let invalid = |e: DataFusionError| Error::invalid(e.strip_backtrace());
         if expr.is_volatile() {
-            return Err(Error::invalid(format!("filter {sql:?}: volatile functions are not allowed")));
+            return Err(Error::invalid("volatile functions are not allowed"));
         }
+        let schema = DFSchema::try_from(Arc::clone(table)).map_err(invalid)?;
         let asked_at = DateTime::from_timestamp_micros(asked_at_us).unwrap_or_default();
         let announced = planner.physical(expr.clone(), &schema, asked_at).map_err(invalid)?;
         let data_type = announced.data_type(table).map_err(invalid)?;
         if !matches!(data_type, DataType::Boolean | DataType::Null) {
-            return Err(Error::invalid(format!("filter {sql:?} is of type {data_type}, not boolean")));
+            return Err(Error::invalid(format!("it is of type {data_type}, not boolean")));
         }
         let mut columns = Vec::new();
         for column in expr.column_refs() {
-            columns.push(table.index_of(&column.name).map_err(|e| Error::invalid(format!("filter {sql:?}: {e}")))?);
+            columns.push(table.index_of(&column.name).map_err(|e| Error::new(ErrorKind::NotFound, e.to_string()))?);
         }
         columns.sort_unstable();
         Ok(Self {

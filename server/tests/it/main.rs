@@ -13,4 +13,5 @@ mod requests;
 mod residency;
 mod store;
 mod support;
+mod tables;
 mod unix;

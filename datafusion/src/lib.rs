@@ -1,0 +1,24 @@
+//! Tables of the Flightcache columnar cache for `DataFusion`.
+//!
+//! ```text
+//!  SQL --DataFusion--> DataSourceExec(CachedSource) --a share of row groups, a predicate--> Cache --> record batches
+//! ```
+//!
+//! The cache may be behind Arrow Flight (the client library implements [`Cache`]) or in the same process (the server does, for Flight
+//! SQL). Everything a plan needs comes from it: schema, objects, statistics. What is scanned is ordinary to `DataFusion`: a
+//! [`CachedSource`] is a `FileSource` under its own `DataSourceExec`, so partitions, ordering, repartitioning, dynamic filters and
+//! display are those of native Parquet.
+//!
+//! Reading order: [`CachedTable`] (what is registered), [`CachedSource`] (what a plan holds), `opener.rs` (what is asked, and when),
+//! [`predicate`] (filters on the wire), [`statistics`].
+
+mod cache;
+mod opener;
+pub mod predicate;
+mod source;
+pub mod statistics;
+mod table;
+
+pub use cache::{Cache, Figures, to_datafusion};
+pub use source::CachedSource;
+pub use table::CachedTable;

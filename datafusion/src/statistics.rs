@@ -1,0 +1,133 @@
+//! Statistics of a table's objects, as [`TableInfo`](flightcache_proto::action::TableInfo) carries them.
+
+use std::io::Cursor;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray as _, NullArray, RecordBatch, RecordBatchOptions, UInt8Array, UInt64Array};
+use arrow::datatypes::{DataType, Field, Schema, UInt8Type, UInt64Type};
+use arrow::ipc::reader::StreamReader;
+use arrow::ipc::writer::StreamWriter;
+use datafusion::common::stats::Precision;
+use datafusion::common::{ColumnStatistics, DataFusionError, Result, ScalarValue, Statistics, internal_err};
+
+const MIN_IS_EXACT: u8 = 1;
+const MAX_IS_EXACT: u8 = 2;
+
+/// Writes the columns' statistics of objects, each of which has one for each column of the table.
+pub fn write(table: &Schema, objects: &[Statistics]) -> Result<Vec<u8>> {
+    let mut fields = Vec::new();
+    let mut columns: Vec<ArrayRef> = Vec::new();
+    for (number, field) in table.fields().iter().enumerate() {
+        let of_column = || objects.iter().map(|object| &object.column_statistics[number]);
+        let flags = of_column().map(|column| {
+            let flag = |precision: &Precision<ScalarValue>, flag| if precision.is_exact() == Some(true) { flag } else { 0 };
+            flag(&column.min_value, MIN_IS_EXACT) | flag(&column.max_value, MAX_IS_EXACT)
+        });
+        let nulls = of_column().map(|column| match column.null_count {
+            Precision::Exact(count) => Some(count as u64),
+            _ => None,
+        });
+        let min = bounds(of_column().map(|column| &column.min_value), field.data_type())?;
+        let max = bounds(of_column().map(|column| &column.max_value), field.data_type())?;
+        let flags: ArrayRef = Arc::new(UInt8Array::from_iter_values(flags));
+        for (what, column) in [("min", min), ("max", max), ("nulls", Arc::new(nulls.collect::<UInt64Array>())), ("exact", flags)]
+        {
+            fields.push(Field::new(format!("{number}.{what}"), column.data_type().clone(), true));
+            columns.push(column);
+        }
+    }
+    let options = RecordBatchOptions::new().with_row_count(Some(objects.len()));
+    let batch = RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)?;
+    let mut writer = StreamWriter::try_new(Vec::new(), &batch.schema())?;
+    writer.write(&batch)?;
+    Ok(writer.into_inner()?)
+}
+
+/// The values of bounds, of the column's type; all NULL where none is known.
+fn bounds<'a>(values: impl Iterator<Item = &'a Precision<ScalarValue>> + Clone, data_type: &DataType) -> Result<ArrayRef> {
+    let known = |value: &Precision<ScalarValue>| value.get_value().filter(|value| value.data_type() == *data_type).cloned();
+    if data_type.is_nested() || values.clone().all(|value| known(value).is_none()) {
+        return Ok(Arc::new(NullArray::new(values.count())));
+    }
+    let null = ScalarValue::try_from(data_type)?;
+    ScalarValue::iter_to_array(values.map(|value| known(value).unwrap_or_else(|| null.clone())))
+}
+
+/// Reads what [`write`] wrote: for each object the statistics of all columns. Rows and bytes are left unknown.
+pub fn read(table: &Schema, bytes: &[u8]) -> Result<Vec<Statistics>> {
+    let mut reader = StreamReader::try_new(Cursor::new(bytes), None)?;
+    let Some(batch) = reader.next().transpose()? else { return internal_err!("statistics without a batch") };
+    if batch.num_columns() != 4 * table.fields().len() {
+        return internal_err!("statistics of {} columns for a table of {}", batch.num_columns(), table.fields().len());
+    }
+    (0..batch.num_rows())
+        .map(|row| {
+            let columns = table.fields().iter().enumerate().map(|(number, field)| {
+                let [min, max, nulls, exact] = &batch.columns()[4 * number..4 * number + 4] else { return unknown() };
+                let exact =
+                    exact.as_primitive_opt::<UInt8Type>().filter(|exact| exact.is_valid(row)).map_or(0, |exact| exact.value(row));
+                let bound = |values: &ArrayRef, flag| {
+                    if values.data_type() != field.data_type() || values.is_null(row) {
+                        return Ok(Precision::Absent);
+                    }
+                    let value = ScalarValue::try_from_array(values, row)?;
+                    Ok::<_, DataFusionError>(if exact & flag != 0 { Precision::Exact(value) } else { Precision::Inexact(value) })
+                };
+                let null_count = match nulls.as_primitive_opt::<UInt64Type>().filter(|nulls| nulls.is_valid(row)) {
+                    Some(nulls) => Precision::Exact(nulls.value(row) as usize),
+                    None => Precision::Absent,
+                };
+                let (min_value, max_value) = (bound(min, MIN_IS_EXACT)?, bound(max, MAX_IS_EXACT)?);
+                Ok(ColumnStatistics { null_count, min_value, max_value, ..ColumnStatistics::new_unknown() })
+            });
+            let column_statistics = columns.collect::<Result<_>>()?;
+            Ok(Statistics { num_rows: Precision::Absent, total_byte_size: Precision::Absent, column_statistics })
+        })
+        .collect()
+}
+
+fn unknown() -> Result<ColumnStatistics> {
+    Ok(ColumnStatistics::new_unknown())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statistics_arrive_as_they_are() {
+        let list = DataType::new_list(DataType::Int32, true);
+        let fields =
+            vec![Field::new("a", DataType::Int64, true), Field::new("s", DataType::Utf8, true), Field::new("l", list, true)];
+        let table = Schema::new(fields);
+        let object = |a: ColumnStatistics, s: ColumnStatistics| Statistics {
+            num_rows: Precision::Absent,
+            total_byte_size: Precision::Absent,
+            column_statistics: vec![
+                a,
+                s,
+                ColumnStatistics { null_count: Precision::Exact(1), ..ColumnStatistics::new_unknown() },
+            ],
+        };
+        let known = ColumnStatistics {
+            null_count: Precision::Exact(3),
+            min_value: Precision::Exact(ScalarValue::Int64(Some(-5))),
+            max_value: Precision::Inexact(ScalarValue::Int64(Some(7))),
+            ..ColumnStatistics::new_unknown()
+        };
+        let text = ColumnStatistics {
+            min_value: Precision::Inexact(ScalarValue::from("a")),
+            max_value: Precision::Exact(ScalarValue::from("zz")),
+            ..ColumnStatistics::new_unknown()
+        };
+        let objects = vec![
+            object(known.clone(), ColumnStatistics::new_unknown()),
+            object(ColumnStatistics::new_unknown(), text),
+            object(known, ColumnStatistics::new_unknown()),
+        ];
+        assert_eq!(read(&table, &write(&table, &objects).unwrap()).unwrap(), objects);
+        assert_eq!(read(&table, &write(&table, &[]).unwrap()).unwrap(), []);
+        let other = Schema::new(vec![Field::new("a", DataType::Int64, true)]);
+        assert!(read(&other, &write(&table, &objects).unwrap()).is_err());
+    }
+}

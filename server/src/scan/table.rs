@@ -1,0 +1,136 @@
+//! What a query planner wants to know of a table, from the footers: rows, NULLs, least and greatest values. Exact where they leave no
+//! doubt.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, BooleanArray};
+use arrow::datatypes::DataType;
+use datafusion::common::stats::Precision;
+use datafusion::common::{ColumnStatistics, ScalarValue, Statistics};
+use flightcache_proto::action::{TableInfo, TableObject};
+use flightcache_proto::{Error, Result, ScanRequest, Ticket, predicate};
+use parquet::arrow::arrow_reader::statistics::StatisticsConverter;
+use parquet::file::metadata::RowGroupMetaData;
+
+use super::plan::ObjectPlan;
+use super::{ColumnSource, Engine, ScanPlan};
+use crate::admin::ScanMeter;
+use crate::parquet::Footer;
+
+impl Engine {
+    /// An object, a prefix or a glob as a table.
+    pub async fn table(self: &Arc<Self>, url: &str) -> Result<TableInfo> {
+        let meter = Arc::new(ScanMeter::default());
+        let plan = self.plan(&Ticket::Scan(ScanRequest::new(url)), &meter).await?;
+        // It is the same while the footers are.
+        let statistics = plan.statistics.get_or_init(|| of_objects(&plan));
+        let statistics = statistics.clone().map_err(|e| Error::internal(format!("{url}: {e}")))?;
+        let object = |object: &ObjectPlan| TableObject {
+            url: object.footer.object.url().to_owned(),
+            version: object.footer.version().map(ToString::to_string),
+            bytes: object.footer.size,
+            row_groups: (0..object.footer.metadata.num_row_groups() as u32)
+                .map(|group| (object.footer.row_group_rows(group) as u64, plan.decoded_bytes(object, group)))
+                .collect(),
+        };
+        Ok(TableInfo {
+            predicate_version: predicate::VERSION,
+            schema: super::ipc_schema(&plan.table)?,
+            spans_objects: plan.spans_objects,
+            objects: plan.objects.iter().map(object).collect(),
+            statistics: statistics.to_vec(),
+        })
+    }
+}
+
+fn of_objects(plan: &ScanPlan) -> std::result::Result<Arc<[u8]>, String> {
+    let of_object = |object: &ObjectPlan| Statistics {
+        num_rows: Precision::Absent,
+        total_byte_size: Precision::Absent,
+        column_statistics: (0..plan.table.fields().len()).map(|column| of_column(plan, object, column)).collect(),
+    };
+    let objects: Vec<_> = plan.objects.iter().map(of_object).collect();
+    flightcache_datafusion::statistics::write(&plan.table, &objects).map(Arc::from).map_err(|e| e.strip_backtrace())
+}
+
+fn groups(object: &ObjectPlan) -> impl Iterator<Item = &RowGroupMetaData> {
+    object.row_groups.iter().map(|&group| object.footer.metadata.row_group(group as usize))
+}
+
+fn of_column(plan: &ScanPlan, object: &ObjectPlan, column: usize) -> ColumnStatistics {
+    let rows: usize = groups(object).map(|group| group.num_rows() as usize).sum();
+    match &object.columns[column] {
+        ColumnSource::Constant(value) => ColumnStatistics {
+            null_count: Precision::Exact(if value.is_null() { rows } else { 0 }),
+            min_value: Precision::Exact(value.clone()),
+            max_value: Precision::Exact(value.clone()),
+            ..ColumnStatistics::new_unknown()
+        },
+        ColumnSource::File(file_column) => {
+            let data_type = plan.table.field(column).data_type();
+            of_chunks(&object.footer, object, *file_column, data_type).unwrap_or_else(ColumnStatistics::new_unknown)
+        }
+    }
+}
+
+fn of_chunks(footer: &Footer, object: &ObjectPlan, column: usize, data_type: &DataType) -> Option<ColumnStatistics> {
+    let leaves = footer.leaves(column);
+    if leaves.len() != 1 || data_type.is_nested() {
+        return None;
+    }
+    let leaf = leaves.start;
+    let parquet = footer.metadata.file_metadata().schema_descr();
+    let converter = StatisticsConverter::from_column_index(leaf, footer.schema.field(column), parquet)
+        .ok()?
+        .with_missing_null_counts_as_zero(false);
+    let null_counts = converter.row_group_null_counts(groups(object)).ok()?;
+    let null_count = if null_counts.null_count() == 0 {
+        Precision::Exact(null_counts.values().iter().sum::<u64>() as usize)
+    } else {
+        Precision::Absent
+    };
+    // Old writers compared all bytes and unsigned numbers as signed.
+    let is_sound = groups(object).all(|group| {
+        group.column(leaf).statistics().is_none_or(|s| !s.is_min_max_deprecated() || s.is_min_max_backwards_compatible())
+    });
+    // Row groups of nothing but NULLs have no least value, and need none.
+    let all_null: Vec<bool> =
+        groups(object).zip(null_counts.iter()).map(|(group, nulls)| nulls == Some(group.num_rows().unsigned_abs())).collect();
+    let fold = |values: ArrayRef, exact: BooleanArray, is_better: fn(&ScalarValue, &ScalarValue) -> bool| {
+        let mut best: Option<ScalarValue> = None;
+        let mut is_exact = !data_type.is_floating();
+        for (at, &is_empty) in all_null.iter().enumerate() {
+            let value = ScalarValue::try_from_array(&values, at).ok()?;
+            if value.is_null() && is_empty {
+                continue;
+            }
+            if value.is_null() {
+                return None;
+            }
+            is_exact &= exact.is_valid(at) && exact.value(at) || !is_text(data_type);
+            if best.as_ref().is_none_or(|best| is_better(&value, best)) {
+                best = Some(value);
+            }
+        }
+        // Writers leave NaN out; it is greater than all numbers.
+        Some(best.map_or(Precision::Absent, |best| if is_exact { Precision::Exact(best) } else { Precision::Inexact(best) }))
+    };
+    let min = || {
+        let values = converter.row_group_mins(groups(object)).ok()?;
+        fold(values, converter.row_group_is_min_value_exact(groups(object)).ok()?, |a, b| a < b)
+    };
+    let max = || {
+        let values = converter.row_group_maxes(groups(object)).ok()?;
+        fold(values, converter.row_group_is_max_value_exact(groups(object)).ok()?, |a, b| a > b)
+    };
+    let bounded = |value: Option<Precision<ScalarValue>>| match value {
+        Some(value) if is_sound => value,
+        _ => Precision::Absent,
+    };
+    Some(ColumnStatistics { null_count, min_value: bounded(min()), max_value: bounded(max()), ..ColumnStatistics::new_unknown() })
+}
+
+/// Types whose least and greatest values writers may cut short.
+fn is_text(data_type: &DataType) -> bool {
+    data_type.is_string() || data_type.is_binary() || matches!(data_type, DataType::FixedSizeBinary(_))
+}

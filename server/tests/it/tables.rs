@@ -1,0 +1,209 @@
+//! Tables in DataFusion: the same answers as over the files themselves, in plans as good, and little crosses the wire.
+
+use std::sync::Arc;
+
+use arrow::array::{Array as _, ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::util::pretty::pretty_format_batches;
+use bytes::Bytes;
+use datafusion::physical_plan::{ExecutionPlan, displayable};
+use datafusion::prelude::{ParquetReadOptions, SessionConfig, SessionContext};
+use flightcache::ErrorKind;
+use parquet::arrow::ArrowWriter;
+use parquet::file::properties::WriterProperties;
+
+use crate::support::Cache;
+
+/// Both doors to the same tables: `t` of two objects in directories of a partition column, `small` of one.
+struct Doors {
+    cache: Cache,
+    ours: SessionContext,
+    plain: SessionContext,
+    _files: tempfile::TempDir,
+}
+
+fn trips(first: i64, rows: i64) -> Bytes {
+    let range = || first..first + rows;
+    let null = |row: i64| row % 11 == 5;
+    let columns: [(&str, ArrayRef); 5] = [
+        ("id", Arc::new(range().collect::<Int64Array>())),
+        ("zone", Arc::new(range().map(|row| row * 7919 % 263).collect::<Int64Array>())),
+        ("fare", Arc::new(range().map(|row| (!null(row)).then_some(row as f64 % 97.0 / 4.0)).collect::<Float64Array>())),
+        ("payer", Arc::new(range().map(|row| ["card", "cash", "voucher"][row as usize % 3]).map(Some).collect::<StringArray>())),
+        ("at", Arc::new(range().map(|row| Some(row * 1_000_000)).collect::<TimestampMicrosecondArray>().with_timezone("UTC"))),
+    ];
+    written(&RecordBatch::try_from_iter(columns).unwrap(), 1_000)
+}
+
+fn written(batch: &RecordBatch, group_rows: usize) -> Bytes {
+    let properties = WriterProperties::builder().set_max_row_group_row_count(Some(group_rows)).build();
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties)).unwrap();
+    writer.write(batch).unwrap();
+    writer.into_inner().unwrap().into()
+}
+
+fn zones() -> Bytes {
+    let names: ArrayRef = Arc::new((0..20).map(|zone| Some(format!("zone {zone}"))).collect::<StringArray>());
+    let ids: ArrayRef = Arc::new((100..120).collect::<Int64Array>());
+    written(&RecordBatch::try_from_iter([("zone", ids), ("name", names)]).unwrap(), 100)
+}
+
+impl Doors {
+    async fn open() -> Self {
+        let cache = Cache::start().await;
+        let files = tempfile::tempdir().unwrap();
+        for (key, bytes) in
+            [("t/month=1/a.parquet", trips(0, 5_000)), ("t/month=2/b.parquet", trips(5_000, 5_500)), ("zones.parquet", zones())]
+        {
+            let path = files.path().join(key);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, &bytes).unwrap();
+            cache.store.put(key, bytes).await;
+        }
+        let config = || SessionConfig::new().with_target_partitions(2);
+        let (ours, plain) = (SessionContext::new_with_config(config()), SessionContext::new_with_config(config()));
+        ours.register_table("t", cache.client.table("s3://lake/t/").await.unwrap()).unwrap();
+        ours.register_table("zones", cache.client.table("s3://lake/zones.parquet").await.unwrap()).unwrap();
+        let month = vec![("month".to_owned(), arrow::datatypes::DataType::Int64)];
+        let options = || ParquetReadOptions::default();
+        let path = |name: &str| files.path().join(name).display().to_string();
+        plain.register_parquet("t", path("t/"), options().table_partition_cols(month)).await.unwrap();
+        plain.register_parquet("zones", path("zones.parquet"), options()).await.unwrap();
+        Self { cache, ours, plain, _files: files }
+    }
+
+    /// The plan and the answer of a statement through the cache, which has to be that over the files.
+    async fn ask(&self, sql: &str) -> (Arc<dyn ExecutionPlan>, String) {
+        let plan = self.ours.sql(sql).await.unwrap().create_physical_plan().await.unwrap();
+        let ours = datafusion::physical_plan::collect(Arc::clone(&plan), self.ours.task_ctx()).await.unwrap();
+        let plain = self.plain.sql(sql).await.unwrap().collect().await.unwrap();
+        let ours = sorted(&ours, sql.contains("ORDER BY"));
+        assert_eq!(ours, sorted(&plain, sql.contains("ORDER BY")), "{sql}");
+        (plan, ours)
+    }
+
+    fn shown(plan: &Arc<dyn ExecutionPlan>) -> String {
+        displayable(plan.as_ref()).indent(false).to_string()
+    }
+
+    /// A figure of all scans of a plan.
+    fn figure(plan: &Arc<dyn ExecutionPlan>, name: &str) -> usize {
+        let own = plan.metrics().filter(|_| plan.name() == "DataSourceExec");
+        let own = own.and_then(|metrics| {
+            if name == "output_rows" { metrics.output_rows() } else { metrics.sum_by_name(name).map(|sum| sum.as_usize()) }
+        });
+        own.unwrap_or(0) + plan.children().into_iter().map(|child| Self::figure(child, name)).sum::<usize>()
+    }
+}
+
+fn sorted(batches: &[RecordBatch], is_ordered: bool) -> String {
+    let text = pretty_format_batches(batches).unwrap().to_string();
+    if is_ordered {
+        return text;
+    }
+    let mut lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('+')).collect();
+    lines[1..].sort_unstable();
+    lines.join("\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_those_over_the_files() {
+    let doors = Doors::open().await;
+    for sql in [
+        "SELECT * FROM t WHERE id BETWEEN 4990 AND 5010",
+        "SELECT count(*), sum(fare), min(payer), max(at), avg(id) FROM t",
+        "SELECT payer, month, count(*), sum(fare) FROM t WHERE zone % 3 = 1 GROUP BY payer, month",
+        "SELECT id, fare * 2 + 1 AS double, upper(payer) FROM t WHERE fare > 24 AND payer <> 'cash' ORDER BY id DESC LIMIT 7",
+        "SELECT * FROM t WHERE month = 2 AND fare IS NULL ORDER BY id LIMIT 3",
+        "SELECT name, count(*), sum(fare) FROM t JOIN zones ON t.zone = zones.zone GROUP BY name",
+        "SELECT count(*) FROM t WHERE payer LIKE 'c%h' OR regexp_like(payer, '^v')",
+        "SELECT * FROM t WHERE at >= '1970-01-01T02:54:55Z' AND at < TIMESTAMP '1970-01-01T02:55:00Z'",
+        "SELECT id FROM t WHERE id > 3 LIMIT 0",
+        "SELECT count(*) FROM t WHERE false",
+        "SELECT a.id FROM t a LEFT ANTI JOIN zones ON a.zone = zones.zone WHERE a.id < 40",
+        "SELECT zone, fare FROM t ORDER BY fare DESC NULLS LAST, id LIMIT 5",
+        "SELECT count(DISTINCT zone) FROM t WHERE fare IN (1.5, 2.25, 20)",
+        "SELECT (SELECT max(id) FROM t) - min(zone) FROM zones",
+    ] {
+        doors.ask(sql).await;
+    }
+    doors.cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statistics_answer_without_a_scan() {
+    let doors = Doors::open().await;
+    let (plan, answer) = doors.ask("SELECT count(*), min(id), max(id), max(month) FROM t").await;
+    assert!(answer.contains("10500"), "{answer}");
+    assert!(!Doors::shown(&plan).contains("DataSourceExec"), "{}", Doors::shown(&plan));
+    // What writers may have cut short is read.
+    let (plan, _) = doors.ask("SELECT min(fare) FROM t").await;
+    assert!(Doors::shown(&plan).contains("DataSourceExec"), "{}", Doors::shown(&plan));
+    doors.cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_move_into_the_scan_and_row_groups_are_left_out() {
+    let doors = Doors::open().await;
+    let (plan, _) = doors.ask("SELECT fare FROM t WHERE id = 7321 AND payer <> 'x'").await;
+    assert!(!Doors::shown(&plan).contains("FilterExec"), "{}", Doors::shown(&plan));
+    assert_eq!(Doors::figure(&plan, "output_rows"), 1);
+    assert_eq!(Doors::figure(&plan, "row_groups"), 1, "{}", Doors::shown(&plan));
+    // What cannot be said is evaluated here, the rest there.
+    let (plan, _) = doors.ask("SELECT fare FROM t WHERE regexp_like(payer, 'h$') AND id < 300").await;
+    assert!(Doors::shown(&plan).contains("FilterExec: regexp_like"), "{}", Doors::shown(&plan));
+    assert_eq!(Doors::figure(&plan, "output_rows"), 300);
+    doors.cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn joins_and_top_k_send_what_they_learn() {
+    let doors = Doors::open().await;
+    let (plan, _) =
+        doors.ask("SELECT name, count(*) FROM t JOIN zones ON t.zone = zones.zone WHERE name < 'zone 11' GROUP BY name").await;
+    let matching = (0..10_500_i64).filter(|row| [100, 101, 110].contains(&(row * 7919 % 263))).count();
+    // Those that match, and the three of the other side.
+    let crossed = Doors::figure(&plan, "output_rows");
+    assert!(crossed <= matching + 20, "{crossed} rows for {matching}: {}", Doors::shown(&plan));
+    // The join is of the kind that native Parquet gets.
+    let native = doors
+        .plain
+        .sql("SELECT name, count(*) FROM t JOIN zones ON t.zone = zones.zone WHERE name < 'zone 11' GROUP BY name")
+        .await;
+    let native = native.unwrap().create_physical_plan().await.unwrap();
+    let mode = |plan: &str| {
+        plan.lines().find(|line| line.contains("HashJoinExec")).map(|line| line.split(',').next().unwrap().trim().to_owned())
+    };
+    assert_eq!(mode(&Doors::shown(&plan)), mode(&Doors::shown(&native)));
+    // The best so far is known after the first row groups: most of the others are left out.
+    let (plan, _) = doors.ask("SELECT id, payer FROM t ORDER BY id LIMIT 5").await;
+    let read = Doors::figure(&plan, "row_groups");
+    assert!(read <= 5, "{read} row groups of 11: {}", Doors::shown(&plan));
+    doors.cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_query_reads_one_version_of_each_object() {
+    let doors = Doors::open().await;
+    let count = "SELECT count(*), max(fare) FROM t";
+    doors.ask(count).await;
+    // Planned, then overwritten.
+    let plan = doors.ours.sql("SELECT sum(id) FROM t").await.unwrap().create_physical_plan().await.unwrap();
+    doors.cache.store.put("t/month=1/a.parquet", trips(20_000, 400)).await;
+    doors.cache.client.evict("s3://lake/").await.unwrap();
+    let error = datafusion::physical_plan::collect(plan, doors.ours.task_ctx()).await.unwrap_err();
+    let datafusion::common::DataFusionError::External(source) = error.find_root() else { panic!("{error}") };
+    assert_eq!(source.downcast_ref::<flightcache::Error>().map(|error| error.kind), Some(ErrorKind::Changed), "{error}");
+    // The next query sees what is there now.
+    let now = doors.ours.sql("SELECT count(*), min(id) FROM t").await.unwrap().collect().await.unwrap();
+    assert!(sorted(&now, false).contains("5900"), "{}", sorted(&now, false));
+    assert_eq!(now[0].column(1).null_count(), 0);
+    // Another schema is another table.
+    doors.cache.store.put("zones.parquet", trips(0, 10)).await;
+    doors.cache.client.evict("s3://lake/").await.unwrap();
+    let error = doors.ours.sql("SELECT * FROM zones").await.unwrap().collect().await.unwrap_err();
+    assert!(error.to_string().contains("another schema"), "{error}");
+    let error = doors.cache.client.table("s3://lake/none.parquet").await.unwrap_err();
+    let datafusion::common::DataFusionError::External(source) = error.find_root() else { panic!("{error}") };
+    assert_eq!(source.downcast_ref::<flightcache::Error>().map(|error| error.kind), Some(ErrorKind::NotFound), "{error}");
+    doors.cache.stop().await;
+}
