@@ -267,13 +267,20 @@ fn plain(value: &ScalarValue) -> &ScalarValue {
 
 /// The items of a list, if they are constants.
 fn items(list: &InListExpr) -> Option<ArrayRef> {
-    let value = |item: &Arc<dyn PhysicalExpr>| Some(plain(item.downcast_ref::<Literal>()?.value()).clone());
-    let values = list.list().iter().map(value).collect::<Option<Vec<_>>>()?;
+    let values = list.list().iter().map(constant).collect::<Option<Vec<_>>>()?;
     if values.is_empty() {
         return None;
     }
     let items = ScalarValue::iter_to_array(values).ok()?;
     values::is_sendable(items.data_type()).then_some(items)
+}
+
+/// The value of a literal, or of a cast of one.
+fn constant(expr: &Arc<dyn PhysicalExpr>) -> Option<ScalarValue> {
+    if let Some(cast) = expr.downcast_ref::<CastExpr>() {
+        return constant(cast.expr())?.cast_to(cast.cast_type()).ok().map(|value| plain(&value).clone());
+    }
+    Some(plain(expr.downcast_ref::<Literal>()?.value()).clone())
 }
 
 fn operator(op: Op) -> Option<Operator> {

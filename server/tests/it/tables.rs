@@ -27,7 +27,7 @@ fn trips(first: i64, rows: i64) -> Bytes {
     let columns: [(&str, ArrayRef); 5] = [
         ("id", Arc::new(range().collect::<Int64Array>())),
         ("zone", Arc::new(range().map(|row| row * 7919 % 263).collect::<Int64Array>())),
-        ("fare", Arc::new(range().map(|row| (!null(row)).then_some(row as f64 % 97.0 / 4.0)).collect::<Float64Array>())),
+        ("fare", Arc::new(range().map(|row| (!null(row)).then_some((row % 97 + 1) as f64 / 4.0)).collect::<Float64Array>())),
         ("payer", Arc::new(range().map(|row| ["card", "cash", "voucher"][row as usize % 3]).map(Some).collect::<StringArray>())),
         ("at", Arc::new(range().map(|row| Some(row * 1_000_000)).collect::<TimestampMicrosecondArray>().with_timezone("UTC"))),
     ];
@@ -101,7 +101,7 @@ fn sorted(batches: &[RecordBatch], is_ordered: bool) -> String {
         return text;
     }
     let mut lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('+')).collect();
-    lines[1..].sort_unstable();
+    lines.get_mut(1..).unwrap_or_default().sort_unstable();
     lines.join("\n")
 }
 
@@ -149,7 +149,7 @@ async fn filters_move_into_the_scan_and_row_groups_are_left_out() {
     assert_eq!(Doors::figure(&plan, "output_rows"), 1);
     assert_eq!(Doors::figure(&plan, "row_groups"), 1, "{}", Doors::shown(&plan));
     // What cannot be said is evaluated here, the rest there.
-    let (plan, _) = doors.ask("SELECT fare FROM t WHERE regexp_like(payer, 'h$') AND id < 300").await;
+    let (plan, _) = doors.ask("SELECT fare FROM t WHERE regexp_like(payer, 'h+$') AND id < 300").await;
     assert!(Doors::shown(&plan).contains("FilterExec: regexp_like"), "{}", Doors::shown(&plan));
     assert_eq!(Doors::figure(&plan, "output_rows"), 300);
     doors.cache.stop().await;
