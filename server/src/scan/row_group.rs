@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions};
-use arrow::compute::{FilterBuilder, cast};
+use arrow::array::{Array, ArrayRef, AsArray as _, BooleanArray, RecordBatch, RecordBatchOptions};
+use arrow::compute::{FilterBuilder, cast, take};
 use arrow::datatypes::DataType;
 use datafusion::common::ScalarValue;
 use flightcache_proto::{Error, Result};
@@ -383,10 +383,43 @@ pub(crate) fn assemble(plan: &ScanPlan, arrays: Vec<ArrayRef>, rows: usize, mask
             Some(filter) => filter.filter(&array).map_err(failed)?,
             None => array,
         };
-        if array.data_type() == data_type { Ok(array) } else { cast(&array, data_type).map_err(failed) }
+        if array.data_type() == data_type { Ok(array) } else { unfold(&array, data_type).map_err(failed) }
     };
     let types = plan.schema.fields().iter().map(|field| field.data_type());
     let arrays = arrays.into_iter().zip(types).map(settle).collect::<Result<Vec<_>>>()?;
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
     RecordBatch::try_new_with_options(Arc::clone(&plan.schema), arrays, &options).map_err(failed)
+}
+
+/// An array in another type. Views of a dictionary's values are made once and then picked, where there are fewer than rows.
+fn unfold(array: &ArrayRef, data_type: &DataType) -> std::result::Result<ArrayRef, arrow::error::ArrowError> {
+    match array.as_any_dictionary_opt() {
+        Some(dictionary) if *data_type == DataType::Utf8View && dictionary.values().len() < array.len() => {
+            let values = cast(dictionary.values(), data_type)?;
+            // Without a buffer where all values fit into their views: then nobody has to look for what they show of it.
+            take(&values.as_string_view().gc(), dictionary.keys(), None)
+        }
+        _ => cast(array, data_type),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{DictionaryArray, Int32Array, StringArray};
+
+    use super::*;
+
+    #[test]
+    fn dictionaries_unfold_to_views_of_what_they_hold() {
+        let long = "a value that does not fit into its view";
+        for values in [vec![Some("a"), None, Some("")], vec![Some("a"), None, Some(long)], vec![Some(long); 9]] {
+            let values = StringArray::from(values);
+            let keys = Int32Array::from(vec![Some(0), Some(2), None, Some(1), Some(2), Some(0)]);
+            let array: ArrayRef = Arc::new(DictionaryArray::new(keys, Arc::new(values)));
+            for array in [array.slice(0, 6), array.slice(1, 4)] {
+                let unfolded = unfold(&array, &DataType::Utf8View).unwrap();
+                assert_eq!(&unfolded, &cast(&array, &DataType::Utf8View).unwrap());
+            }
+        }
+    }
 }
