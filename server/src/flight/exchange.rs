@@ -452,7 +452,7 @@ impl Exchange {
                 }
                 if !tags.is_empty() {
                     self.engine.metrics().requests.with_label_values(&["do_exchange", "ok"]).inc_by(tags.len() as u64);
-                    self.answer(tags, counts, &picked.rows, false, Some(Arc::new(picked.held)));
+                    self.answer(tags, counts, &picked.rows, false, picked.held.map(|held| Arc::new(held) as Held));
                 }
             }
             Ok(None) => {
