@@ -401,7 +401,7 @@ mod tests {
             let lengths = OffsetBuffer::from_lengths((0..25).map(|row| row % 9));
             Arc::new(LargeListArray::new(field(&view), lengths, Arc::clone(&view), None))
         };
-        let keys = Int32Array::from_iter((0..100).map(|row| (row % 5 != 2).then_some(row / 3)));
+        let keys = (0..100).map(|row| (row % 5 != 2).then_some(row / 3)).collect::<Int32Array>();
         let folded: ArrayRef = Arc::new(DictionaryArray::new(keys, Arc::clone(&text)));
         let arrays: Vec<ArrayRef> = vec![
             Arc::clone(&text),

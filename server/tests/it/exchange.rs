@@ -575,3 +575,53 @@ async fn rows_of_views_take_what_they_show() {
         cache.stop().await;
     }
 }
+
+/// One task asks and drops, so that all of it is in one message.
+#[tokio::test]
+async fn no_message_is_more_than_the_server_takes() {
+    let cache = Cache::start().await;
+    cache.store.put("t.parquet", file(0, 100_000, 100_000, 1)).await;
+    let exchange = cache.client.exchange().await.unwrap();
+    let template = template(&exchange, URL, &["c0"]);
+    assert_eq!(column(&exchange.rows(&template, vec![5]).await.unwrap()), [5]);
+    let streams = || cache.server.engine().metrics().requests.with_label_values(&["do_exchange", "invalid_request"]).get();
+
+    // 6 MB of row numbers: it is refused, and nobody else is.
+    let far: Vec<u64> = (0..1_000_000).map(|row| (1 << 40) + row).collect();
+    let long = ScanRequest { filter: Some(format!("c0 = {}", "1".repeat(5 << 20))), ..ScanRequest::new(URL) };
+    let (refused, scan, read) =
+        tokio::join!(exchange.rows(&template, far), exchange.scan(long.clone()), exchange.rows(&template, vec![6]));
+    assert_eq!(refused.unwrap_err().kind, ErrorKind::InvalidRequest);
+    assert_eq!(scan.unwrap_err().kind, ErrorKind::InvalidRequest);
+    assert_eq!(column(&read.unwrap()), [6]);
+    let long = exchange.template(long).unwrap();
+    let (refused, read) = tokio::join!(exchange.rows(&long, vec![0]), exchange.rows(&template, vec![7]));
+    assert_eq!(refused.unwrap_err().kind, ErrorKind::InvalidRequest);
+    assert_eq!(column(&read.unwrap()), [7]);
+
+    // 6 MB of them in requests that are small enough.
+    let many: Vec<u64> = (0..80_000).map(|row| 20_000 + row).collect();
+    let reads = try_join_all((0..25).map(|_| exchange.rows(&template, many.clone()))).await.unwrap();
+    assert!(reads.iter().all(|read| column(read).into_iter().eq(20_000..100_000)));
+
+    // More than 4,096 of them, and as many that are given up.
+    exchange.set_max_batch(1 << 20);
+    let reads = try_join_all((0..6_000).map(|row| exchange.rows(&template, vec![row]))).await.unwrap();
+    assert!(reads.iter().flat_map(column).eq(0..6_000));
+    let mut scans = join_all((0..6_000).map(|_| Box::pin(exchange.scan(ScanRequest::new(URL)))));
+    assert!((&mut scans).now_or_never().is_none());
+    drop(scans);
+    assert_eq!(column(&exchange.rows(&template, vec![8]).await.unwrap()), [8]);
+
+    // More templates than may be open.
+    let templates: Vec<_> = (0..5_000).map(|_| exchange.template(template.scan().clone()).unwrap()).collect();
+    let read = join_all(templates.iter().map(|template| exchange.rows(template, vec![9]))).await;
+    let kinds = read.iter().map(|read| read.as_ref().map_or_else(|e| Some(e.kind), |_| None));
+    assert!(kinds.clone().all(|kind| matches!(kind, None | Some(ErrorKind::ResourceExhausted))));
+    assert_eq!(kinds.filter(Option::is_none).count(), 4_095, "one was open before");
+    drop((templates, read));
+    assert_eq!(column(&exchange.rows(&template, vec![10]).await.unwrap()), [10]);
+    assert_eq!(streams(), 0, "the server was never asked for what it refuses");
+    drop((exchange, template, long));
+    cache.stop().await;
+}
