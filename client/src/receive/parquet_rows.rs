@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use arrow::array::{RecordBatch, RecordBatchOptions};
+use arrow::array::{RecordBatch, RecordBatchOptions, RecordBatchReader};
 use arrow::buffer::Buffer;
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
@@ -17,7 +17,8 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::JoinError;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Row groups that are there: one is being read, the next is decoded until its reader comes.
 const ROW_GROUPS_AHEAD: usize = 2;
@@ -49,9 +50,20 @@ struct Partial {
 #[derive(Debug)]
 struct Decoding {
     batches: mpsc::Receiver<Result<RecordBatch>>,
-    task: JoinHandle<()>,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// A row group that is being decoded.
+struct Batches {
+    reader: ParquetRecordBatchReader,
+    schema: SchemaRef,
+    /// Rows that its footer states beyond those handed out.
+    left: u64,
     what: String,
 }
+
+/// A batch and what is left; `None` if nothing is.
+type Decoded = Result<Option<(RecordBatch, Batches)>>;
 
 impl ParquetRows {
     /// Whether all that came has been read.
@@ -100,15 +112,8 @@ impl ParquetRows {
         if let Some(batch) = decoding.batches.recv().await {
             return Some(batch);
         }
-        let ended = (&mut decoding.task).await;
-        let decoding = self.decoding.pop_front()?;
-        let failed = ended.err()?;
-        let why = failed.try_into_panic().ok().and_then(|panic| {
-            let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-            text.map(ToOwned::to_owned)
-        });
-        let why = why.unwrap_or_else(|| "no reason given".to_owned());
-        Some(Err(Error::internal(format!("{}: the decoder gave up: {why}", decoding.what))))
+        self.decoding.pop_front();
+        None
     }
 }
 
@@ -123,59 +128,88 @@ fn malformed(piece: &ParquetPiece, why: &str) -> Error {
 impl Decoding {
     fn start(announced: ParquetPiece, file: Bytes, schema: SchemaRef) -> Self {
         let (sender, batches) = mpsc::channel(BATCHES_AHEAD);
-        let what = what(&announced);
-        let task = tokio::task::spawn_blocking(move || {
-            if let Err(error) = decode(&announced, file, &schema, &sender) {
-                // Whoever read this is gone, or is told.
-                let _ = sender.blocking_send(Err(error));
+        let task = tokio::spawn(async move {
+            let what = what(&announced);
+            let mut next: Box<dyn FnOnce() -> Decoded + Send> =
+                Box::new(move || Batches::open(&announced, file, schema)?.next_batch());
+            // A reader is awaited here, not by the thread that decodes: there are so many of those, and one of them may be what
+            // the readers wait for.
+            while let Ok(room) = sender.reserve().await {
+                match tokio::task::spawn_blocking(next).await {
+                    Ok(Ok(Some((batch, batches)))) => {
+                        room.send(Ok(batch));
+                        next = Box::new(move || batches.next_batch());
+                    }
+                    Ok(Ok(None)) => return,
+                    Ok(Err(error)) => return room.send(Err(error)),
+                    Err(panic) => return room.send(Err(gave_up(&what, panic))),
+                }
             }
         });
-        Self { batches, task, what }
+        Self { batches, _task: AbortOnDropHandle::new(task) }
     }
 }
 
-/// Decodes a file until it ends, or nobody reads on.
-fn decode(announced: &ParquetPiece, file: Bytes, schema: &SchemaRef, to: &mpsc::Sender<Result<RecordBatch>>) -> Result<()> {
-    let what = what(announced);
-    let internal = |why: &str| Error::internal(format!("{what}: the server's Parquet cannot be read: {why}"));
-    // Whole as it came: what does not decode is the object's fault.
-    let corrupt = |why: String| Error::new(ErrorKind::Corrupt, format!("{what}: {why}"));
-    if !is_footer_plausible(&file) {
-        return Err(internal("its footer's lengths and sizes do not fit its bytes"));
+/// The error of a decoder that panicked.
+fn gave_up(what: &str, panic: JoinError) -> Error {
+    let why = panic.try_into_panic().ok().and_then(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+        text.map(ToOwned::to_owned)
+    });
+    let why = why.unwrap_or_else(|| "no reason given".to_owned());
+    Error::internal(format!("{what}: the decoder gave up: {why}"))
+}
+
+impl Batches {
+    fn open(announced: &ParquetPiece, file: Bytes, schema: SchemaRef) -> Result<Self> {
+        let what = what(announced);
+        let internal = |why: &str| Error::internal(format!("{what}: the server's Parquet cannot be read: {why}"));
+        if !is_footer_plausible(&file) {
+            return Err(internal("its footer's lengths and sizes do not fit its bytes"));
+        }
+        let unreadable = |e: ParquetError| internal(&e.to_string());
+        let file: Arc<dyn FileReader> = Arc::new(SerializedFileReader::new(file).map_err(unreadable)?);
+        let metadata = file.metadata();
+        if metadata.num_row_groups() != 1 || u64::try_from(metadata.row_group(0).num_rows()) != Ok(announced.rows) {
+            return Err(internal("its rows are not those announced"));
+        }
+        let descriptor = metadata.file_metadata().schema_descr();
+        let levels =
+            parquet_to_arrow_field_levels(descriptor, ProjectionMask::all(), Some(schema.fields())).map_err(unreadable)?;
+        let Some(rows) = batch_rows(&file).map_err(|e| corrupt(&what, &e.to_string()))? else {
+            let message = format!("{what}: a row takes more than {MAX_BATCH_BYTES} bytes");
+            return Err(Error::new(ErrorKind::ResourceExhausted, message));
+        };
+        let reader = ParquetRecordBatchReader::try_new_with_row_groups(&levels, &file, rows, None);
+        let reader = reader.map_err(|e| corrupt(&what, &e.to_string()))?;
+        let types = |schema: &SchemaRef| schema.fields().iter().map(|field| field.data_type().clone()).collect::<Vec<_>>();
+        if types(&RecordBatchReader::schema(&reader)) != types(&schema) {
+            return Err(internal("its types are not those announced"));
+        }
+        Ok(Self { reader, schema, left: announced.rows, what })
     }
-    let unreadable = |e: ParquetError| internal(&e.to_string());
-    let file: Arc<dyn FileReader> = Arc::new(SerializedFileReader::new(file).map_err(unreadable)?);
-    let metadata = file.metadata();
-    if metadata.num_row_groups() != 1 || u64::try_from(metadata.row_group(0).num_rows()) != Ok(announced.rows) {
-        return Err(internal("its rows are not those announced"));
-    }
-    let descriptor = metadata.file_metadata().schema_descr();
-    let levels = parquet_to_arrow_field_levels(descriptor, ProjectionMask::all(), Some(schema.fields())).map_err(unreadable)?;
-    let Some(rows) = batch_rows(&file).map_err(|e| corrupt(e.to_string()))? else {
-        let message = format!("{what}: a row takes more than {MAX_BATCH_BYTES} bytes");
-        return Err(Error::new(ErrorKind::ResourceExhausted, message));
-    };
-    let reader = ParquetRecordBatchReader::try_new_with_row_groups(&levels, &file, rows, None);
-    let reader = reader.map_err(|e| corrupt(e.to_string()))?;
-    let types = |schema: &SchemaRef| schema.fields().iter().map(|field| field.data_type().clone()).collect::<Vec<_>>();
-    if types(&arrow::array::RecordBatchReader::schema(&reader)) != types(schema) {
-        return Err(internal("its types are not those announced"));
-    }
-    let mut left = announced.rows;
-    for batch in reader {
-        let batch = batch.map_err(|e| corrupt(e.to_string()))?;
+
+    fn next_batch(mut self) -> Decoded {
+        let Some(batch) = self.reader.next() else {
+            return match self.left {
+                0 => Ok(None),
+                left => Err(corrupt(&self.what, &format!("{left} rows fewer than its footer states"))),
+            };
+        };
+        let batch = batch.map_err(|e| corrupt(&self.what, &e.to_string()))?;
         let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
         let (_, columns, rows) = batch.into_parts();
-        left = left.checked_sub(rows as u64).ok_or_else(|| corrupt("more rows than its footer states".to_owned()))?;
-        let batch = RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options);
-        if to.blocking_send(Ok(batch.map_err(|e| corrupt(e.to_string()))?)).is_err() {
-            return Ok(());
-        }
+        let left = self.left.checked_sub(rows as u64);
+        self.left = left.ok_or_else(|| corrupt(&self.what, "more rows than its footer states"))?;
+        let batch = RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options);
+        let batch = batch.map_err(|e| corrupt(&self.what, &e.to_string()))?;
+        Ok(Some((batch, self)))
     }
-    if left > 0 {
-        return Err(corrupt(format!("{left} rows fewer than its footer states")));
-    }
-    Ok(())
+}
+
+/// Whole as it came: what does not decode is the object's fault.
+fn corrupt(what: &str, why: &str) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("{what}: {why}"))
 }
 
 /// Whether a footer may be read: the reader makes room for what it states.

@@ -327,7 +327,7 @@ fn ranges_bytes(array: &ArrayRef, ranges: &mut dyn Iterator<Item = Range<usize>>
             values + rows * size_of::<u128>() as u64
         }
         flat if !flat.is_nested() && !matches!(flat, DataType::Dictionary(..)) => {
-            let width = fixed_bytes(flat);
+            let width = if matches!(flat, DataType::Boolean | DataType::Null) { 1 } else { fixed_bytes(flat) };
             ranges.map(|rows| rows.len() as u64 * width).sum()
         }
         // What Parquet does not decode to.

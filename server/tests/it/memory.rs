@@ -134,3 +134,33 @@ async fn a_scan_larger_than_memory_spares_what_two_requests_used() {
     assert_eq!(cache.store.take_reads(), []);
     cache.stop().await;
 }
+
+#[test]
+fn scans_in_bands_that_nobody_reads_keep_no_thread_from_others() {
+    // As many threads as there are scans that stall.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(2).enable_all().build();
+    let scanning = async {
+        // 28 MB compressed, and as much decoded: two row groups may be held, none loaded.
+        let cache = Cache::with(small(ByteSize::mib(1), ByteSize::mib(60)), TestStore::new()).await;
+        cache.store.put("large.parquet", file(0, 3_500_000, 3_500_000, 1)).await;
+        cache.store.put("t.parquet", file(0, 1_000, 1_000, 1)).await;
+        let mut stalled = Vec::new();
+        for _ in 0..2 {
+            let client = flightcache::Client::connect(&format!("grpc://{}", cache.server.flight_addr())).await.unwrap();
+            let mut stream = client.scan("s3://lake/large.parquet").send().await.unwrap();
+            assert!(stream.try_next().await.unwrap().is_some());
+            stalled.push(stream);
+        }
+        assert!(cache.server.engine().stats().in_flight_bytes > 2 * 28_000_000, "they are under way");
+        assert!(cache.values("s3://lake/t.parquet", "c0").await.unwrap().into_iter().eq(0..1_000));
+        for stream in stalled {
+            let rows: usize = stream.collect().await.unwrap().iter().map(arrow::array::RecordBatch::num_rows).sum();
+            assert!(rows > 3_400_000, "{rows}");
+        }
+        cache.stop().await;
+    };
+    let runtime = runtime.unwrap();
+    let ended = runtime.block_on(async { tokio::time::timeout(std::time::Duration::from_mins(1), scanning).await });
+    runtime.shutdown_background();
+    ended.expect("all of them are answered");
+}

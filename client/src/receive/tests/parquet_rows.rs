@@ -301,3 +301,29 @@ async fn it_is_received_ahead_of_the_reader_but_not_far() {
     }
     assert_eq!(rows, 2_500_000);
 }
+
+#[test]
+fn no_reader_keeps_a_decoder_from_others() {
+    // As many threads as may decode, and more answers than that, read in turn.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).max_blocking_threads(2).enable_all().build();
+    let reading = async {
+        let [schema, _] = arrow(&numbers([]));
+        let frames = [&[schema][..], &pieces(&file(&numbers(0..600_000)), 600_000, 100_000)].concat();
+        let mut answers = Vec::new();
+        for _ in 0..4 {
+            let mut answer = ask(&frames, true).await;
+            answer.next().await.unwrap();
+            answers.push((answer, 0));
+        }
+        while answers.iter().any(|(_, rows)| *rows < 600_000) {
+            for (answer, rows) in &mut answers {
+                let Payload::Batch(batch) = answer.next().await.unwrap().unwrap().payload else { panic!("rows") };
+                *rows += batch.num_rows();
+            }
+        }
+    };
+    let runtime = runtime.unwrap();
+    let ended = runtime.block_on(async { tokio::time::timeout(Duration::from_mins(1), reading).await });
+    runtime.shutdown_background();
+    ended.expect("all of them are read");
+}
