@@ -211,8 +211,9 @@ impl Engine {
             PickError::Failed(error) => error,
             PickError::GroupTooLarge => Error::internal(format!("{url}: a row group is too large for bands")),
             PickError::RowsTooLarge => {
-                let message =
-                    format!("{url}: the rows asked for hold more than {MAX_ANSWER_BYTES} bytes; ask for fewer at a time");
+                let message = format!(
+                    "{url}: the rows asked for hold more than {MAX_ANSWER_BYTES} bytes, or than memory may; ask for fewer at a time"
+                );
                 Error::new(ErrorKind::ResourceExhausted, message)
             }
         })
