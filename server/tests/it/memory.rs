@@ -143,8 +143,8 @@ fn scans_in_bands_that_nobody_reads_keep_no_thread_from_others() {
     // As many threads as there are scans that stall.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(2).enable_all().build();
     let scanning = async {
-        // 28 MB compressed, and as much decoded: two row groups may be held, none loaded.
-        let cache = Cache::with(small(ByteSize::mib(1), ByteSize::mib(60)), TestStore::new()).await;
+        // 28 MB compressed, and as much decoded, and a quarter: two row groups may be held, none loaded.
+        let cache = Cache::with(small(ByteSize::mib(1), ByteSize::mib(57)), TestStore::new()).await;
         cache.store.put("large.parquet", file(0, 3_500_000, 3_500_000, 1)).await;
         cache.store.put("t.parquet", file(0, 1_000, 1_000, 1)).await;
         let mut stalled = Vec::new();
