@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
+use flightcache_proto::exchange::{MAX_REQUESTS, RowTemplate as WireTemplate};
 use flightcache_proto::{Error, Result, ScanRequest, Ticket};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::body::Body;
@@ -71,6 +72,8 @@ pub struct RowTemplate {
 struct Prepared {
     number: u32,
     scan: ScanRequest,
+    /// In a message.
+    encoded_bytes: usize,
     exchange: Weak<Inner>,
 }
 
@@ -131,7 +134,7 @@ impl Inner {
         loop {
             let session = self.session().await?;
             // A stream that broke since is replaced: nothing was asked of it.
-            let Some(asked) = session.ask(wanted()) else { continue };
+            let Some(asked) = session.ask(wanted())? else { continue };
             return asked.await.inspect_err(|e| self.client.routes.learn_from(e));
         }
     }
@@ -149,9 +152,9 @@ impl Exchange {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Sends at most this many requests in one message; at least 1.
+    /// Sends at most this many requests in one message; at least 1, and at most as many as a server takes.
     pub fn set_max_batch(&self, requests: usize) {
-        self.inner.max_batch.store(requests.max(1), Ordering::Relaxed);
+        self.inner.max_batch.store(requests.clamp(1, MAX_REQUESTS), Ordering::Relaxed);
     }
 
     /// Prepares row reads: `scan` says of what object and which columns, and has no rows itself. Sends nothing yet.
@@ -160,7 +163,8 @@ impl Exchange {
             return Err(Error::invalid("a template has no rows; they belong to its reads"));
         }
         let number = TEMPLATES.fetch_add(1, Ordering::Relaxed);
-        Ok(RowTemplate { prepared: Arc::new(Prepared { number, scan, exchange: Arc::downgrade(&self.inner) }) })
+        let encoded_bytes = WireTemplate::encoded_bytes(&scan);
+        Ok(RowTemplate { prepared: Arc::new(Prepared { number, scan, encoded_bytes, exchange: Arc::downgrade(&self.inner) }) })
     }
 
     /// The rows with these numbers, in this order. Dropping the future gives the answer up.
@@ -196,5 +200,9 @@ impl RowTemplate {
 
     fn number(&self) -> u32 {
         self.prepared.number
+    }
+
+    fn encoded_bytes(&self) -> usize {
+        self.prepared.encoded_bytes
     }
 }

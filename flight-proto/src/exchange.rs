@@ -15,6 +15,15 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::pb;
 use crate::scan::ScanRequest;
 
+/// Bytes of one message of requests, at most: a server refuses the stream of a longer one.
+pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
+/// Requests of one message, at most; and as many scans given up, and templates closed.
+pub const MAX_REQUESTS: usize = 4_096;
+/// Templates open at a time in one stream, at most.
+pub const MAX_TEMPLATES: usize = 4_096;
+/// What a request takes beside what it names: tags, counts, numbers, lengths.
+const ENVELOPE_BYTES: usize = 64;
+
 /// How requests and answers are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
@@ -157,6 +166,16 @@ impl Requests {
         Ok(requests)
     }
 
+    /// Refuses more than one message may hold.
+    pub fn check_count(&self) -> Result<()> {
+        let requests = self.rows.iter().map(|reads| reads.tags.len()).sum::<usize>() + self.scans.len();
+        let most = requests.max(self.cancel.len()).max(self.close.len());
+        if most > MAX_REQUESTS {
+            return Err(Error::invalid(format!("exchange: {most} requests in a message; at most {MAX_REQUESTS}")));
+        }
+        Ok(())
+    }
+
     /// App metadata that [`Requests::parse`] reads.
     pub fn encode(self, form: Form) -> Vec<u8> {
         match form {
@@ -167,7 +186,26 @@ impl Requests {
     }
 }
 
+impl RowTemplate {
+    /// Bytes it takes in a message, at most.
+    pub fn encoded_bytes(scan: &ScanRequest) -> usize {
+        ENVELOPE_BYTES + pb::ScanRequest::from(scan.clone()).encoded_len()
+    }
+}
+
+impl TaggedTicket {
+    /// Bytes it takes in a message, at most.
+    pub fn encoded_bytes(ticket: &[u8]) -> usize {
+        ENVELOPE_BYTES + ticket.len()
+    }
+}
+
 impl RowReads {
+    /// Bytes that a read of these rows takes in a message, at most.
+    pub fn encoded_bytes(rows: &[u64]) -> usize {
+        ENVELOPE_BYTES + rows.iter().map(|&row| prost::encoding::encoded_len_varint(row)).sum::<usize>()
+    }
+
     fn check(&mut self) -> Result<()> {
         if self.counts.is_empty() {
             self.counts = vec![1; self.tags.len()];
@@ -342,6 +380,23 @@ mod tests {
                 let _ = (Requests::parse(form, &bytes), Answers::parse(form, &bytes));
             }
         }
+    }
+
+    #[test]
+    fn requests_take_no_more_than_they_are_taken_for() {
+        let rows: Vec<u64> = (0..200).map(|row| u64::MAX >> (row % 64)).collect();
+        let scan = ScanRequest { filter: Some("a".repeat(100_000)), ..ScanRequest::new("s3://b/k") };
+        let ticket = scan.filter.clone().unwrap_or_default().into_bytes();
+        let taken = RowReads::encoded_bytes(&rows) + RowTemplate::encoded_bytes(&scan) + TaggedTicket::encoded_bytes(&ticket);
+        let reads = RowReads { template: u32::MAX, tags: vec![u64::MAX], counts: vec![200], rows };
+        let requests = Requests {
+            open: vec![RowTemplate { template: u32::MAX, scan }],
+            rows: vec![reads],
+            scans: vec![TaggedTicket { tag: u64::MAX, ticket }],
+            ..Requests::default()
+        };
+        let encoded = requests.encode(Form::Protobuf).len();
+        assert!(encoded <= taken && taken < encoded + 200, "{encoded} {taken}");
     }
 
     #[test]

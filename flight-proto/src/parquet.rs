@@ -19,6 +19,12 @@ pub const PARQUET: &str = "parquet";
 /// Bytes of the largest Parquet file that travels so: what a client has to hold before it can decode the first row.
 pub const MAX_FILE_BYTES: u64 = 128 << 20;
 
+/// Bytes that a row of a row group takes on the average, at most, by all that its footer tells: one that takes more can hardly
+/// be sent as Arrow, which then says so. The server's estimate, on the high side, has to be below this before it sends Parquet;
+/// a client decodes few rows at a time where it cannot tell how long a row may be, and refuses only means of many times this,
+/// so that it takes whatever a server may send.
+pub const MAX_MEAN_ROW_BYTES: u64 = 2 << 20;
+
 /// What a piece's header begins with: no IPC message does, whose first bytes are a position within it.
 const MARKER: &[u8] = b"PAR1";
 

@@ -44,6 +44,14 @@ pub struct ObjectShare {
 }
 
 impl Ticket {
+    /// The scan that it is, or is a share of.
+    pub fn request(&self) -> &ScanRequest {
+        match self {
+            Self::Scan(request) => request,
+            Self::Share(share) => &share.scan,
+        }
+    }
+
     /// Reads a JSON scan when the bytes start with `{`, otherwise the opaque form [`Ticket::encode`] makes.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         if bytes.first() == Some(&b'{') {

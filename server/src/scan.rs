@@ -6,13 +6,16 @@
 //!                    row_group.rs: filter columns, decide, the rest --load.rs--> cache | store
 //!                    parquet_rows.rs: what needs no decoding here
 //!                                        |
-//!                                     batches  (rows.rs: the same for row numbers; row_reads.rs: for many small reads)
+//!                                     batches  (rows.rs: the same for row numbers; row_reads.rs: for many small reads;
+//!                                               pick.rs: what both pick of one row group, measured by measure.rs)
 //! ```
 
 mod kept_plans;
 mod load;
 mod manage;
+mod measure;
 mod parquet_rows;
+mod pick;
 mod plan;
 mod predicate;
 mod resident;

@@ -11,7 +11,9 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow_flight::{FlightData, FlightDescriptor};
 use bytes::{BufMut as _, Bytes};
-use flightcache_proto::exchange::{Answers, Form, Requests, RowReads, RowTemplate as WireTemplate, TaggedTicket};
+use flightcache_proto::exchange::{
+    Answers, Form, MAX_MESSAGE_BYTES, MAX_REQUESTS, MAX_TEMPLATES, Requests, RowReads, RowTemplate as WireTemplate, TaggedTicket,
+};
 use flightcache_proto::{Error, ErrorKind, Result};
 use http_body::{Body, Frame};
 use prost::Message as _;
@@ -20,10 +22,23 @@ use tokio::sync::oneshot;
 use super::RowTemplate;
 use crate::receive::{Answer, Decoder, Message, Payload};
 
+/// Bytes of requests that are gathered for one message, unless a single one takes more.
+const TARGET_MESSAGE_BYTES: usize = 1 << 20;
+/// Bytes of a message for its descriptor, and for what is given up and closed beside its requests.
+const MAX_BESIDE_BYTES: usize = 64 << 10;
+
 /// One request.
 pub(super) enum Wanted {
     Rows { template: RowTemplate, rows: Arc<[u64]> },
     Scan { ticket: Vec<u8> },
+}
+
+/// A request that waits to be sent.
+struct Queued {
+    tag: u64,
+    wanted: Wanted,
+    /// In a message, without its template.
+    bytes: usize,
 }
 
 /// An answer: all of it in `last`, unless there are parts before.
@@ -42,7 +57,7 @@ pub(super) struct Session {
 #[derive(Default)]
 struct State {
     next_tag: u64,
-    asked: VecDeque<(u64, Wanted)>,
+    asked: VecDeque<Queued>,
     cancelled: Vec<u64>,
     closed_templates: Vec<u32>,
     /// Templates that the server knows.
@@ -84,6 +99,22 @@ impl std::fmt::Debug for State {
     }
 }
 
+impl Wanted {
+    /// Bytes it takes in a message; an error if no message may hold it.
+    fn bytes(&self) -> Result<usize> {
+        let (bytes, of_template) = match self {
+            Self::Rows { template, rows } => (RowReads::encoded_bytes(rows), template.encoded_bytes()),
+            Self::Scan { ticket } => (TaggedTicket::encoded_bytes(ticket), 0),
+        };
+        let most = MAX_MESSAGE_BYTES - MAX_BESIDE_BYTES;
+        if bytes + of_template > most {
+            let message = format!("exchange: a request of {} bytes; at most {most}: ask for less at a time", bytes + of_template);
+            return Err(Error::invalid(message));
+        }
+        Ok(bytes)
+    }
+}
+
 impl State {
     fn wake_sender(&mut self) {
         if let Some(sender) = self.sender.take() {
@@ -93,18 +124,46 @@ impl State {
 
     /// What is sent in one message.
     fn take(&mut self, max_batch: usize) -> Requests {
-        let mut requests = Requests { cancel: std::mem::take(&mut self.cancelled), ..Requests::default() };
-        requests.close = std::mem::take(&mut self.closed_templates);
-        let mut taken = 0;
+        let mut requests = Requests { cancel: some_of(&mut self.cancelled), ..Requests::default() };
+        requests.close = some_of(&mut self.closed_templates);
+        let (mut taken, mut taken_bytes) = (0, 0);
         while taken < max_batch {
-            let Some((tag, wanted)) = self.asked.pop_front() else { break };
+            let Some(next) = self.asked.front() else { break };
             // If not, it was given up before it was sent.
-            let is_wanted = self.waiting.contains_key(&tag);
+            let is_wanted = self.waiting.contains_key(&next.tag);
+            if is_wanted {
+                let mut bytes = next.bytes;
+                if let Wanted::Rows { template, .. } = &next.wanted
+                    && !self.opened.contains(&template.number())
+                {
+                    bytes += template.encoded_bytes();
+                    // The server closes templates after it has opened others.
+                    let closing = requests.close.len() + self.closed_templates.len();
+                    if closing > 0 && self.opened.len() + closing >= MAX_TEMPLATES {
+                        break;
+                    }
+                }
+                if taken > 0 && taken_bytes + bytes > TARGET_MESSAGE_BYTES {
+                    break;
+                }
+                taken_bytes += bytes;
+            }
+            let Some(Queued { tag, wanted, .. }) = self.asked.pop_front() else { break };
             taken += usize::from(is_wanted);
             match wanted {
                 Wanted::Scan { ticket } if is_wanted => requests.scans.push(TaggedTicket { tag, ticket }),
                 Wanted::Scan { .. } => {}
                 Wanted::Rows { template, .. } if !is_wanted => self.let_go(template),
+                Wanted::Rows { template, .. }
+                    if self.opened.len() >= MAX_TEMPLATES && !self.opened.contains(&template.number()) =>
+                {
+                    let message = format!("exchange: more than {MAX_TEMPLATES} templates are in use");
+                    if let Some(waiting) = self.waiting.remove(&tag) {
+                        // Nobody is there if it was given up just now.
+                        let _ = waiting.reply.send(Err(Error::new(ErrorKind::ResourceExhausted, message)));
+                    }
+                    self.let_go(template);
+                }
                 Wanted::Rows { template, rows } => {
                     let number = template.number();
                     if self.opened.insert(number) {
@@ -148,23 +207,24 @@ impl Session {
         self.is_over.load(Ordering::Acquire)
     }
 
-    /// Asks; `None` if the stream is over.
-    pub(super) fn ask(self: &Arc<Self>, wanted: Wanted) -> Option<Asked> {
+    /// Asks; `None` if the stream is over. What no message may hold is refused.
+    pub(super) fn ask(self: &Arc<Self>, wanted: Wanted) -> Result<Option<Asked>> {
+        let bytes = wanted.bytes()?;
         let (reply, receiver) = oneshot::channel();
         let is_scan = matches!(wanted, Wanted::Scan { .. });
         let mut state = self.lock();
         if state.is_over {
             // What is dropped may want the state.
             drop(state);
-            return None;
+            return Ok(None);
         }
         let tag = state.next_tag;
         state.next_tag += 1;
         state.waiting.insert(tag, Waiting { reply, parts: Vec::new() });
-        state.asked.push_back((tag, wanted));
+        state.asked.push_back(Queued { tag, wanted, bytes });
         state.wake_sender();
         drop(state);
-        Some(Asked { session: Arc::clone(self), tag, is_scan, reply: receiver, has_ended: false })
+        Ok(Some(Asked { session: Arc::clone(self), tag, is_scan, reply: receiver, has_ended: false }))
     }
 
     /// Gives an answer up.
@@ -352,6 +412,12 @@ impl Body for RequestBody {
         this.has_begun = true;
         Poll::Ready(Some(Ok(Frame::data(message(descriptor, requests)))))
     }
+}
+
+/// As many as one message may hold.
+fn some_of<T>(all: &mut Vec<T>) -> Vec<T> {
+    let rest = all.split_off(all.len().min(MAX_REQUESTS));
+    std::mem::replace(all, rest)
 }
 
 /// A gRPC message of requests.

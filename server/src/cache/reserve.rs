@@ -59,6 +59,11 @@ impl Reservation {
         true
     }
 
+    /// Adds another reservation of the same cache.
+    pub fn merge(&mut self, other: Self) {
+        self.bytes += other.surrender(&self.budget);
+    }
+
     /// Takes up to `bytes` out, as a reservation of its own.
     pub fn split(&mut self, bytes: u64) -> Self {
         let bytes = bytes.min(self.bytes);

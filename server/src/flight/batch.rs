@@ -296,6 +296,7 @@ pub(super) fn message_bytes(array: &dyn Array, measure: Measure) -> usize {
 
 fn of_views(views: &ScalarBuffer<u128>, buffers: usize, nulls: Option<&NullBuffer>, measure: Measure) -> usize {
     match measure {
+        _ if buffers == 0 => size_of_val::<[u128]>(views),
         Measure::AtMost => rebased_bytes_at_most(views),
         Measure::Exactly => rebased_bytes(views, buffers, nulls, Slack::Half),
     }

@@ -23,7 +23,9 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow_flight::FlightData;
 use bytes::{Buf as _, Bytes, BytesMut};
-use flightcache_proto::exchange::{Answers, Failure, Form, Requests, RowReads as WireReads, TaggedTicket};
+use flightcache_proto::exchange::{
+    Answers, Failure, Form, MAX_MESSAGE_BYTES, MAX_TEMPLATES, Requests, RowReads as WireReads, TaggedTicket,
+};
 use flightcache_proto::{Error, ErrorKind, Result, ScanRequest, Ticket};
 use futures::future::BoxFuture;
 use futures::stream::{AbortHandle, BoxStream, FuturesUnordered, SelectAll, abortable};
@@ -42,16 +44,10 @@ use super::status::status;
 use crate::admin::{Metrics, ScanMeter, add_time};
 use crate::scan::{Batch, Engine, PickedRows, RowReads};
 
-/// Bytes of one message of requests.
-const MAX_REQUESTS_BYTES: usize = 4 << 20;
-/// Requests of one message.
-const MAX_REQUESTS: usize = 4_096;
 /// Requests taken and not answered, beyond which no message is read.
 const MAX_OUTSTANDING: usize = 4_096;
 /// Rows that wait to be read, beyond which no message is read.
 const MAX_OUTSTANDING_ROWS: usize = 1 << 20;
-/// Templates open at a time.
-const MAX_TEMPLATES: usize = 4_096;
 /// Schemas of one stream's answers.
 const MAX_SCHEMAS: usize = 1_024;
 /// Joined row reads that wait for their chunks.
@@ -297,8 +293,8 @@ impl Exchange {
         if compressed != 0 {
             return Err(Error::new(ErrorKind::Unsupported, "compressed requests are not supported"));
         }
-        if length > MAX_REQUESTS_BYTES {
-            return Err(Error::invalid(format!("exchange: a message of {length} bytes; at most {MAX_REQUESTS_BYTES}")));
+        if length > MAX_MESSAGE_BYTES {
+            return Err(Error::invalid(format!("exchange: a message of {length} bytes; at most {MAX_MESSAGE_BYTES}")));
         }
         if self.unread.len() < 5 + length {
             return Ok(None);
@@ -318,11 +314,10 @@ impl Exchange {
         if data.app_metadata.is_empty() {
             return Ok(());
         }
-        let Requests { open, rows, scans, cancel, close } = Requests::parse(form, &data.app_metadata)?;
+        let requests = Requests::parse(form, &data.app_metadata)?;
+        requests.check_count()?;
+        let Requests { open, rows, scans, cancel, close } = requests;
         let count = rows.iter().map(|reads| reads.tags.len()).sum::<usize>() + scans.len();
-        if count > MAX_REQUESTS || cancel.len() > MAX_REQUESTS || close.len() > MAX_TEMPLATES {
-            return Err(Error::invalid(format!("exchange: {count} requests in a message; at most {MAX_REQUESTS}")));
-        }
         for open in open {
             self.templates.insert(open.template, Arc::new(RowReads::new(open.scan)));
         }
@@ -452,7 +447,7 @@ impl Exchange {
                 }
                 if !tags.is_empty() {
                     self.engine.metrics().requests.with_label_values(&["do_exchange", "ok"]).inc_by(tags.len() as u64);
-                    self.answer(tags, counts, &picked.rows, false, Some(Arc::new(picked.held)));
+                    self.answer(tags, counts, &picked.rows, false, picked.held.map(|held| Arc::new(held) as Held));
                 }
             }
             Ok(None) => {

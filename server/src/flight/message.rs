@@ -129,7 +129,8 @@ impl Frame {
     }
 
     /// Bytes of the body that are not copied, but shared with the arrays.
-    pub fn shared_bytes(&self) -> usize {
+    #[cfg(test)]
+    pub(super) fn shared_bytes(&self) -> usize {
         self.parts.iter().map(Buffer::len).filter(|len| *len >= GATHER_BYTES).sum()
     }
 

@@ -193,6 +193,23 @@ pub(crate) async fn until(mut stopped: watch::Receiver<bool>) {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn what_yields_goes_on_in_a_task_of_its_own() {
+        use hyper::rt::Executor as _;
+        let (told, told_of) = tokio::sync::oneshot::channel();
+        let connection = tokio::spawn(async move {
+            AtOnce.execute(async move {
+                let first = tokio::task::id();
+                tokio::task::yield_now().await;
+                told.send((first, tokio::task::id())).unwrap();
+            });
+            tokio::task::id()
+        });
+        let (first, second) = told_of.await.unwrap();
+        let connection = connection.await.unwrap();
+        assert!(first == connection && second != connection);
+    }
+
     #[test]
     fn timeouts_are_read() {
         assert_eq!(timeout("5S"), Some(Duration::from_secs(5)));

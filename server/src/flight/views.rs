@@ -92,6 +92,9 @@ pub(super) fn rebase(
     nulls: Option<&NullBuffer>,
     slack: Slack,
 ) -> (Buffer, Vec<Buffer>) {
+    if buffers.is_empty() {
+        return (views.inner().clone(), Vec::new());
+    }
     let (extents, null_points) = extents(views, buffers.len(), nulls);
     let ranges: usize = extents.iter().map(Extent::range).sum();
     if ranges == 0 && !null_points {

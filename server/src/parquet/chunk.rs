@@ -70,11 +70,6 @@ impl Chunk {
         self.row_bytes
     }
 
-    /// Whether strings rest as dictionaries, to be unfolded into the announced type.
-    pub fn is_folded(&self) -> bool {
-        self.longest_value_bytes.is_some()
-    }
-
     /// Bytes that unfolding rows `offset..offset + len` takes at most; exact where the bound would exceed `exact_above`.
     pub fn unfolded_bytes(&self, offset: usize, len: usize, exact_above: u64) -> u64 {
         let Some(longest) = self.longest_value_bytes else { return 0 };

@@ -145,6 +145,18 @@ impl Footer {
             })
     }
 
+    /// Whether values of a chunk share their beginnings, so that they may take many times their encoded bytes, and nothing
+    /// states how many.
+    pub fn shares_prefixes(&self, row_group: u32, column: usize) -> bool {
+        let group = self.metadata.row_group(row_group as usize);
+        self.leaves(column).any(|leaf| {
+            let chunk = group.column(leaf);
+            chunk.column_descr().physical_type() == parquet::basic::Type::BYTE_ARRAY
+                && chunk.encodings_mask().is_set(parquet::basic::Encoding::DELTA_BYTE_ARRAY)
+                && chunk.unencoded_byte_array_data_bytes().is_none()
+        })
+    }
+
     /// Bytes this footer holds in memory.
     pub fn weight_bytes(&self) -> usize {
         // Arrow fields are a few hundred bytes each: name, type, metadata, reference counts.

@@ -16,6 +16,7 @@ use crate::admin::ScanMeter;
 use crate::object::Target;
 use crate::parquet::Footer;
 use crate::record::RequestRecord;
+use crate::settings::Residency;
 
 /// Row groups warmed at a time.
 const WARM_AT_A_TIME: usize = 4;
@@ -92,8 +93,14 @@ impl Engine {
             let mut loads = futures::stream::iter(loads).map(|(group, files)| {
                 let engine = Arc::clone(&engine);
                 let load = async move {
-                    match engine.chunks(&group, &files, Purpose::Answer, oneshot::channel().0).await {
-                        Ok(_) => Ok(()),
+                    // In the form in which they are to rest: decoded, they may not even fit.
+                    let loaded = if engine.residency == Residency::Parquet && group.footer.id.is_some() {
+                        engine.encoded_chunks(&group, &files, oneshot::channel().0).await.map(drop)
+                    } else {
+                        engine.chunks(&group, &files, Purpose::Answer, oneshot::channel().0).await.map(drop)
+                    };
+                    match loaded {
+                        Ok(()) => Ok(()),
                         Err(LoadError::TooLarge) => Err(group.error(&crate::cache::ReserveError::TooLarge { wanted: group.ranges(&files).iter().map(|r| r.end - r.start).sum(), limit: engine.chunks.budget().limit() })),
                         Err(LoadError::Failed(error)) => Err(error),
                     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use flightcache_proto::Result;
-use flightcache_proto::parquet::MAX_FILE_BYTES;
+use flightcache_proto::parquet::{MAX_FILE_BYTES, MAX_MEAN_ROW_BYTES};
 use tokio::sync::oneshot;
 
 use super::Engine;
@@ -13,9 +13,6 @@ use super::load::{LoadError, RowGroupRef};
 use super::plan::{ColumnSource, ScanPlan};
 use crate::parquet::{Footer, RowGroupFile, RowGroupLayout, row_group_layout};
 use crate::settings::Residency;
-
-/// Bytes a row takes on the average, at most: one that takes more can hardly be sent as Arrow, which then says so.
-const MAX_ROW_BYTES: u64 = 2 << 20;
 
 /// A row group of an answer, as a Parquet file.
 #[derive(Clone)]
@@ -53,8 +50,10 @@ impl Engine {
         let columns = file_columns(plan, sources);
         let decoded = columns.iter().map(|&column| group.footer.decoded_bytes_estimate(group.row_group, column));
         let rows = group.footer.row_group_rows(group.row_group).max(1) as u64;
-        // A client makes room for a few rows at least.
-        if decoded.fold(0, u64::saturating_add) / rows > MAX_ROW_BYTES {
+        // A client makes room for a few rows at least, and cannot tell what prefixes unfold into.
+        if decoded.fold(0, u64::saturating_add) / rows > MAX_MEAN_ROW_BYTES
+            || columns.iter().any(|&column| group.footer.shares_prefixes(group.row_group, column))
+        {
             return None;
         }
         let layout = row_group_layout(&group.footer, group.row_group, &columns);

@@ -257,6 +257,10 @@ impl Engine {
         if let Some(plan) = self.plans.get(ticket, footers.iter().map(|(footer, _)| footer)) {
             return Ok(plan);
         }
+        // With many footers that are there, nothing below would wait, and requests begin in their connection's task
+        // (`flight/port.rs`): what takes so long must not keep the others of that connection. Here this one goes to a task of its
+        // own.
+        tokio::task::yield_now().await;
         let plan = Arc::new(self.plan_on(ticket, footers, meter).await?);
         self.plans.keep(ticket, &plan);
         Ok(plan)

@@ -6,22 +6,22 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions};
-use arrow::compute::{FilterBuilder, cast};
+use arrow::array::{Array, ArrayRef, AsArray as _, BooleanArray, RecordBatch, RecordBatchOptions};
+use arrow::compute::{FilterBuilder, cast, take};
 use arrow::datatypes::DataType;
 use datafusion::common::ScalarValue;
 use flightcache_proto::{Error, Result};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::Engine;
-use super::load::{LoadError, Purpose, RowGroupRef};
+use super::load::{Held, LoadError, Purpose, RowGroupRef};
 use super::parquet_rows::ParquetRows;
 use super::plan::{ColumnSource, ScanPlan};
 use super::predicate::Predicate;
 use super::resident::PinnedChunk;
 use crate::admin::add_time;
-use crate::parquet::{SLICE_ROWS, decode_bands, decoder_panic};
+use crate::parquet::{Bands, SLICE_ROWS, decode_bands, decoder_panic};
 
 /// Batches aim at this many encoded bytes: measured best on the wire.
 const TARGET_BATCH_BYTES: usize = 1 << 20;
@@ -78,9 +78,22 @@ pub(crate) enum Loaded {
 /// Batches of a row group from the task that decodes it band by band.
 pub(crate) struct BandedRows {
     batches: mpsc::Receiver<Result<RecordBatch>>,
-    task: Option<JoinHandle<()>>,
-    url: String,
+    _task: AbortOnDropHandle<()>,
 }
+
+/// What that task is at.
+struct Banding {
+    plan: Arc<ScanPlan>,
+    sources: Arc<Vec<ColumnSource>>,
+    /// Table columns and the file's, in the order of the bands.
+    files: Vec<(usize, usize)>,
+    bands: Bands,
+    /// Keeps what the bands are decoded from accounted.
+    _held: Held,
+}
+
+/// A batch and what is left; `None` if nothing is.
+type Banded = Result<Option<(RecordBatch, Banding)>>;
 
 /// The columns of a row group, and which of its rows match.
 pub(crate) struct ResidentRows {
@@ -206,33 +219,43 @@ impl Engine {
         group.looked_up(&file_columns, std::iter::repeat(None));
         let footer = Arc::clone(&group.footer);
         let (segments, held) = self.bytes(&group, &file_columns).await?;
-        let (sender, receiver) = mpsc::channel(BANDS_AHEAD);
+        let (sender, batches) = mpsc::channel(BANDS_AHEAD);
         let url = group.footer.object.url().to_owned();
-        let task = tokio::task::spawn_blocking(move || {
-            let _held = held;
-            let bands = decode_bands(&footer, group.row_group, &file_columns, &segments);
-            let bands = match bands {
-                Ok(bands) => bands,
-                Err(error) => return drop(sender.blocking_send(Err(error))),
-            };
-            for band in bands {
-                let batch = band.and_then(|band| {
-                    let rows = band.num_rows();
-                    filter_band(&plan, &sources, &files, &band, rows)
-                });
-                let failed = batch.is_err();
-                match batch {
-                    Ok(batch) if batch.num_rows() == 0 => {}
-                    // Whoever read this is gone, or has been told.
-                    batch => {
-                        if sender.blocking_send(batch).is_err() || failed {
-                            return;
-                        }
+        let open = move || {
+            let bands = decode_bands(&footer, group.row_group, &file_columns, &segments)?;
+            Banding { plan, sources, files, bands, _held: held }.next_batch()
+        };
+        let task = tokio::spawn(async move {
+            let mut next: Box<dyn FnOnce() -> Banded + Send> = Box::new(open);
+            // A reader is awaited here, not by the thread that decodes: there are so many of those, and one of them may be what
+            // the readers wait for.
+            while let Ok(room) = sender.reserve().await {
+                match tokio::task::spawn_blocking(next).await {
+                    Ok(Ok(Some((batch, banding)))) => {
+                        room.send(Ok(batch));
+                        next = Box::new(move || banding.next_batch());
                     }
+                    Ok(Ok(None)) => return,
+                    Ok(Err(error)) => return room.send(Err(error)),
+                    Err(panic) => return room.send(Err(decoder_panic(&url, "row group", panic))),
                 }
             }
         });
-        Ok(Loaded::Banded(BandedRows { batches: receiver, task: Some(task), url }))
+        Ok(Loaded::Banded(BandedRows { batches, _task: AbortOnDropHandle::new(task) }))
+    }
+}
+
+impl Banding {
+    /// The next batch that is not empty.
+    fn next_batch(mut self) -> Banded {
+        while let Some(band) = self.bands.next() {
+            let band = band?;
+            let batch = filter_band(&self.plan, &self.sources, &self.files, &band, band.num_rows())?;
+            if batch.num_rows() > 0 {
+                return Ok(Some((batch, self)));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -303,11 +326,7 @@ impl Loaded {
 impl BandedRows {
     /// The next batch of matching rows. A decoder that panicked is an error, not the end.
     pub(crate) async fn next_batch(&mut self) -> Option<Result<RecordBatch>> {
-        if let Some(batch) = self.batches.recv().await {
-            return Some(batch);
-        }
-        let ended = self.task.take()?.await;
-        ended.err().map(|panic| Err(decoder_panic(&self.url, "row group", panic)))
+        self.batches.recv().await
     }
 }
 
@@ -383,10 +402,43 @@ pub(crate) fn assemble(plan: &ScanPlan, arrays: Vec<ArrayRef>, rows: usize, mask
             Some(filter) => filter.filter(&array).map_err(failed)?,
             None => array,
         };
-        if array.data_type() == data_type { Ok(array) } else { cast(&array, data_type).map_err(failed) }
+        if array.data_type() == data_type { Ok(array) } else { unfold(&array, data_type).map_err(failed) }
     };
     let types = plan.schema.fields().iter().map(|field| field.data_type());
     let arrays = arrays.into_iter().zip(types).map(settle).collect::<Result<Vec<_>>>()?;
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
     RecordBatch::try_new_with_options(Arc::clone(&plan.schema), arrays, &options).map_err(failed)
+}
+
+/// An array in another type. Views of a dictionary's values are made once and then picked, where there are fewer than rows.
+fn unfold(array: &ArrayRef, data_type: &DataType) -> std::result::Result<ArrayRef, arrow::error::ArrowError> {
+    match array.as_any_dictionary_opt() {
+        Some(dictionary) if *data_type == DataType::Utf8View && dictionary.values().len() < array.len() => {
+            let values = cast(dictionary.values(), data_type)?;
+            // Without a buffer where all values fit into their views: then nobody has to look for what they show of it.
+            take(&values.as_string_view().gc(), dictionary.keys(), None)
+        }
+        _ => cast(array, data_type),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{DictionaryArray, Int32Array, StringArray};
+
+    use super::*;
+
+    #[test]
+    fn dictionaries_unfold_to_views_of_what_they_hold() {
+        let long = "a value that does not fit into its view";
+        for values in [vec![Some("a"), None, Some("")], vec![Some("a"), None, Some(long)], vec![Some(long); 9]] {
+            let values = StringArray::from(values);
+            let keys = Int32Array::from(vec![Some(0), Some(2), None, Some(1), Some(2), Some(0)]);
+            let array: ArrayRef = Arc::new(DictionaryArray::new(keys, Arc::new(values)));
+            for array in [array.slice(0, 6), array.slice(1, 4)] {
+                let unfolded = unfold(&array, &DataType::Utf8View).unwrap();
+                assert_eq!(&unfolded, &cast(&array, &DataType::Utf8View).unwrap());
+            }
+        }
+    }
 }

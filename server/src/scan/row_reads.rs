@@ -8,16 +8,15 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::array::{ArrayRef, RecordBatch, UInt32Array};
+use arrow::array::{RecordBatch, UInt32Array};
 use arrow::compute::interleave;
 use flightcache_proto::{Error, ErrorKind, Result, ScanRequest, Ticket};
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::Engine;
-use super::load::{LoadError, Purpose, RowGroupRef};
+use super::load::RowGroupRef;
+use super::pick::{PickError, Picked, Picking, ROW_GROUPS_AT_A_TIME, batch};
 use super::plan::{ObjectPlan, ScanPlan};
-use super::row_group::Column;
-use super::rows::{ROW_GROUPS_AT_A_TIME, batch, settle, take_from};
 use super::stream::MAX_RESTARTS;
 use crate::admin::ScanMeter;
 use crate::cache::Reservation;
@@ -30,8 +29,8 @@ const MAX_ROWS: u64 = 4_096;
 const MAX_VALUES: u64 = 64 << 10;
 /// Bytes picked at a time, by the footer's estimate.
 const TARGET_BYTES: u64 = 512 << 10;
-/// Bytes that are picked on an async thread, by the chunks' mean rows.
-const MAX_INLINE_BYTES: u64 = 4 << 20;
+/// Bytes picked at most: where rows are that much longer than estimated, they are read as scans.
+const MAX_BYTES: u64 = 8 << 20;
 
 /// Row reads of the same columns of the same object.
 pub struct RowReads {
@@ -55,7 +54,7 @@ pub struct PickedRows {
     /// How many of them belong to each read; an error if that read names a row that is not there.
     pub counts: Vec<Result<u32>>,
     /// The memory they take.
-    pub held: Reservation,
+    pub held: Option<Reservation>,
 }
 
 /// Rows of one row group, in any order, repeats included.
@@ -157,9 +156,9 @@ impl Engine {
             }
             match self.pick_rows(&planned, counts, rows, meter).await {
                 Ok(picked) => return Ok(Some(picked)),
-                Err(LoadError::TooLarge) => return Ok(None),
-                Err(LoadError::Failed(error)) if error.kind == ErrorKind::Changed && restarts < MAX_RESTARTS => restarts += 1,
-                Err(LoadError::Failed(error)) => return Err(error),
+                Err(PickError::GroupTooLarge | PickError::RowsTooLarge) => return Ok(None),
+                Err(PickError::Failed(error)) if error.kind == ErrorKind::Changed && restarts < MAX_RESTARTS => restarts += 1,
+                Err(PickError::Failed(error)) => return Err(error),
             }
         }
     }
@@ -186,7 +185,7 @@ impl Engine {
         counts: &[u32],
         rows: &[u64],
         meter: &Arc<ScanMeter>,
-    ) -> Result<PickedRows, LoadError> {
+    ) -> Result<PickedRows, PickError> {
         let total = planned.rows();
         let mut counts: Vec<Result<u32>> = counts.iter().map(|&count| Ok(count)).collect();
         let mut there = std::borrow::Cow::Borrowed(rows);
@@ -195,6 +194,9 @@ impl Engine {
         }
         let (groups, places) = planned.locate(&there);
         let (request, _) = self.next_request();
+        let (object, schema) = (planned.object(), &planned.plan.schema);
+        let (url, output) = (&planned.plan.request.url, planned.plan.output.clone());
+        let picking = Arc::new(Picking::new(url, &object.columns, output, Arc::clone(schema), MAX_BYTES));
         let picks = groups.into_iter().map(|group| {
             let row_group = RowGroupRef {
                 footer: Arc::clone(&planned.footer),
@@ -204,63 +206,38 @@ impl Engine {
                 meter: Arc::clone(meter),
                 record: None,
             };
-            Arc::clone(self).pick_group(Arc::clone(planned), row_group, UInt32Array::from(group.offsets))
+            Arc::clone(self).pick(Arc::clone(&picking), row_group, UInt32Array::from(group.offsets))
         });
-        let mut picked: Vec<Vec<ArrayRef>> = futures::stream::iter(picks).buffered(ROW_GROUPS_AT_A_TIME).try_collect().await?;
-        let schema = &planned.plan.schema;
-        let arrays = match picked.len() {
-            0 => schema.fields().iter().map(|field| arrow::array::new_empty_array(field.data_type())).collect(),
+        let mut picked: Vec<Picked> = futures::stream::iter(picks).buffered(ROW_GROUPS_AT_A_TIME).try_collect().await?;
+        let (rows, held) = match picked.len() {
+            0 => (RecordBatch::new_empty(Arc::clone(schema)), None),
             // Picked in the order asked for.
-            1 => picked.swap_remove(0),
+            1 => {
+                let Picked { rows, held } = picked.swap_remove(0);
+                (rows, Some(held))
+            }
             _ => {
                 let column = |at: usize| {
-                    let arrays: Vec<_> = picked.iter().map(|arrays| arrays[at].as_ref()).collect();
-                    interleave(&arrays, &places).map_err(|e| Error::internal(format!("row read: {e}")))
+                    let arrays: Vec<_> = picked.iter().map(|picked| picked.rows.column(at).as_ref()).collect();
+                    interleave(&arrays, &places).map_err(|e| Error::internal(format!("{url}: row read: {e}")))
                 };
-                (0..schema.fields().len()).map(column).collect::<Result<_>>().map_err(LoadError::Failed)?
+                let arrays = (0..schema.fields().len()).map(column).collect::<Result<_>>()?;
+                let rows = batch(schema, arrays, there.len())?;
+                let mut all: Option<Reservation> = None;
+                for Picked { held, .. } in picked {
+                    match &mut all {
+                        Some(all) => all.merge(held),
+                        None => all = Some(held),
+                    }
+                }
+                if let Some(held) = &mut all {
+                    self.account(held, &rows, &picking).await?;
+                }
+                (rows, all)
             }
         };
-        let rows = batch(schema, arrays, there.len()).map_err(LoadError::Failed)?;
         meter.rows.fetch_add(rows.num_rows() as u64, Ordering::Relaxed);
-        let bytes = rows.get_array_memory_size() as u64;
-        let held = match self.chunks.try_reserve(bytes) {
-            Some(held) => held,
-            None => self.chunks.reserve(bytes).await.map_err(|e| {
-                let message = format!("{}: row reads: {e}", planned.plan.request.url);
-                LoadError::Failed(Error::new(ErrorKind::ResourceExhausted, message))
-            })?,
-        };
         Ok(PickedRows { rows, counts, held })
-    }
-
-    /// Rows `offsets` of one row group: the columns of the answer, in the announced types.
-    async fn pick_group(
-        self: Arc<Self>,
-        planned: Arc<Planned>,
-        group: RowGroupRef,
-        offsets: UInt32Array,
-    ) -> Result<Vec<ArrayRef>, LoadError> {
-        group.meter.row_groups.fetch_add(1, Ordering::Relaxed);
-        let columns = self.columns(&planned.object().columns, &group, &planned.plan.output, Purpose::Find, None).await?;
-        let bytes: u64 = columns.values().map(Column::row_bytes).sum::<u64>() * offsets.len() as u64;
-        let pick = move || {
-            let pick = |(column, field): (&usize, &Arc<arrow::datatypes::Field>)| {
-                let array = match &columns[column] {
-                    Column::Constant(value) => {
-                        value.to_array_of_size(offsets.len()).map_err(|e| Error::internal(e.to_string()))?
-                    }
-                    Column::Chunk(chunk) => take_from(chunk, &offsets)?,
-                };
-                settle(array, field.data_type())
-            };
-            planned.plan.output.iter().zip(planned.plan.schema.fields()).map(pick).collect::<Result<Vec<_>>>()
-        };
-        let picked = if bytes <= MAX_INLINE_BYTES {
-            pick()
-        } else {
-            tokio::task::spawn_blocking(pick).await.unwrap_or_else(|e| Err(Error::internal(format!("row read: {e}"))))
-        };
-        picked.map_err(LoadError::Failed)
     }
 }
 

@@ -4,26 +4,23 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use arrow::array::{ArrayRef, AsArray as _, RecordBatch, RecordBatchOptions, UInt32Array, UInt64Array};
-use arrow::compute::{concat_batches, filter_record_batch, take, take_record_batch};
-use arrow::datatypes::{DataType, Schema, SchemaRef};
+use arrow::array::{ArrayRef, AsArray as _, RecordBatch, UInt32Array, UInt64Array};
+use arrow::compute::{concat_batches, filter_record_batch, take_record_batch};
+use arrow::datatypes::{DataType, SchemaRef};
 use flightcache_proto::{Error, ErrorKind, Result};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Engine;
-use super::load::{LoadError, Purpose, RowGroupRef};
-use super::plan::{ColumnSource, ObjectPlan, ScanPlan};
-use super::resident::PinnedChunk;
-use super::row_group::Column;
+use super::load::RowGroupRef;
+use super::pick::{PickError, Picked, Picking, ROW_GROUPS_AT_A_TIME, batch};
+use super::plan::{ObjectPlan, ScanPlan};
 use super::stream::{Batch, MAX_RESTARTS};
 use crate::admin::ScanMeter;
 use crate::cache::Reservation;
-use crate::parquet::{SLICE_ROWS, decode_bands, fixed_bytes};
+use crate::parquet::{SLICE_ROWS, fixed_bytes};
 use crate::record::RequestRecord;
 
-/// Row groups read at a time.
-pub(super) const ROW_GROUPS_AT_A_TIME: usize = 4;
 /// The distinct rows of an answer are held in memory until it is sent, so they are bounded.
 const MAX_ANSWER_BYTES: u64 = 256 << 20;
 /// Rows may be asked for many times; batches are bounded all the same.
@@ -40,7 +37,7 @@ struct Answer {
     /// Rows of a batch: as many as stay within bounds even if all were the longest.
     step: usize,
     /// Of all that the rows show: views may show what the cache holds no more.
-    _reservation: Reservation,
+    _reservation: Option<Reservation>,
 }
 
 impl Answer {
@@ -97,7 +94,7 @@ impl Engine {
             let mut restarts = 0;
             let (request, record) = engine.next_request();
             let answer = loop {
-                match engine.pick(&plan, &object, &meter, request, record.as_ref()).await {
+                match engine.answer_of(&plan, &object, &meter, request, record.as_ref()).await {
                     Err(error) if error.kind == ErrorKind::Changed && object.whole && restarts < MAX_RESTARTS => {
                         restarts += 1;
                         object = engine.replan_object(&plan, &object, &meter).await?;
@@ -121,7 +118,7 @@ impl Engine {
         }
     }
 
-    async fn pick(
+    async fn answer_of(
         self: &Arc<Self>,
         plan: &Arc<ScanPlan>,
         object: &ObjectPlan,
@@ -154,6 +151,8 @@ impl Engine {
         for (place, at) in wanted.values_mut().flat_map(BTreeMap::values_mut).enumerate() {
             *at = place;
         }
+        let picking =
+            Arc::new(Picking::new(&plan.request.url, &object.columns, read.clone(), Arc::clone(&schema), MAX_ANSWER_BYTES));
         let mut reads = Vec::with_capacity(wanted.len());
         for (&group, offsets) in &wanted {
             let row_group = RowGroupRef {
@@ -166,9 +165,8 @@ impl Engine {
             };
             let answered = answered.get(&group).copied().unwrap_or(0);
             let offsets = UInt32Array::from_iter_values(offsets.keys().copied());
-            let sources = Arc::clone(&object.columns);
             let of_record = row_group.record.clone();
-            let pick = Arc::clone(self).pick_from(row_group, sources, read.clone(), offsets, Arc::clone(&schema));
+            let pick = Arc::clone(self).pick_distinct(Arc::clone(&picking), row_group, offsets);
             let work = async move {
                 let picked = pick.await;
                 if let Some(record) = of_record {
@@ -183,17 +181,13 @@ impl Engine {
             });
         }
         let mut reads = futures::stream::iter(reads).buffered(ROW_GROUPS_AT_A_TIME);
-        let mut reservation = self.chunks.reserve(0).await.map_err(|e| Error::internal(e.to_string()))?;
-        let mut picked = Vec::new();
-        while let Some(batch) = reads.try_next().await? {
-            if !reservation.try_grow(batch.get_array_memory_size() as u64) || reservation.bytes() > MAX_ANSWER_BYTES {
-                let message = format!(
-                    "{}: the rows asked for hold more than {MAX_ANSWER_BYTES} bytes, or than is free in memory; ask for fewer at a time",
-                    plan.request.url
-                );
-                return Err(Error::new(ErrorKind::ResourceExhausted, message));
+        let (mut picked, mut reservation): (_, Option<Reservation>) = (Vec::new(), None);
+        while let Some(Picked { rows, held }) = reads.try_next().await? {
+            match &mut reservation {
+                Some(reservation) => reservation.merge(held),
+                None => reservation = Some(held),
             }
-            picked.push(batch);
+            picked.push(rows);
         }
         let failed = |e: arrow::error::ArrowError| Error::internal(format!("{}: row read: {e}", plan.request.url));
         let distinct = concat_batches(&schema, &picked).map_err(failed)?;
@@ -206,107 +200,22 @@ impl Engine {
         Ok(Answer { places: places.collect(), distinct, read, step, _reservation: reservation })
     }
 
-    /// Rows `offsets` (ascending, distinct) of one row group, in the announced types.
-    async fn pick_from(
-        self: Arc<Self>,
-        group: RowGroupRef,
-        sources: Arc<Vec<ColumnSource>>,
-        read: Vec<usize>,
-        offsets: UInt32Array,
-        schema: SchemaRef,
-    ) -> Result<RecordBatch> {
-        group.meter.row_groups.fetch_add(1, Ordering::Relaxed);
-        let columns = match self.columns(&sources, &group, &read, Purpose::Find, None).await {
-            Ok(columns) => columns,
-            Err(LoadError::TooLarge) => return self.pick_banded(group, sources, read, offsets, schema).await,
-            Err(LoadError::Failed(error)) => return Err(error),
+    /// Rows `offsets` (ascending, distinct) of one row group, whether memory may hold that or not.
+    async fn pick_distinct(self: Arc<Self>, picking: Arc<Picking>, group: RowGroupRef, offsets: UInt32Array) -> Result<Picked> {
+        let url = group.footer.object.url().to_owned();
+        let picked = match Arc::clone(&self).pick(Arc::clone(&picking), group.clone(), offsets.clone()).await {
+            Err(PickError::GroupTooLarge) => self.pick_banded(picking, group, offsets).await,
+            picked => picked,
         };
-        let pick = move || {
-            let arrays = read.iter().zip(schema.fields()).map(|(column, field)| {
-                let array = match &columns[column] {
-                    Column::Constant(value) => {
-                        value.to_array_of_size(offsets.len()).map_err(|e| Error::internal(e.to_string()))?
-                    }
-                    Column::Chunk(chunk) => take_from(chunk, &offsets)?,
-                };
-                settle(array, field.data_type())
-            });
-            batch(&schema, arrays.collect::<Result<_>>()?, offsets.len())
-        };
-        tokio::task::spawn_blocking(pick).await.unwrap_or_else(|e| Err(Error::internal(format!("row read: {e}"))))
-    }
-
-    /// The same for a row group that memory may not hold.
-    async fn pick_banded(
-        self: &Arc<Self>,
-        group: RowGroupRef,
-        sources: Arc<Vec<ColumnSource>>,
-        read: Vec<usize>,
-        offsets: UInt32Array,
-        schema: SchemaRef,
-    ) -> Result<RecordBatch> {
-        let mut file_columns: Vec<usize> = read.iter().filter_map(|&column| super::file_column(&sources[column])).collect();
-        file_columns.sort_unstable();
-        file_columns.dedup();
-        group.looked_up(&file_columns, std::iter::repeat(None));
-        let footer = Arc::clone(&group.footer);
-        let (segments, held) = self.bytes(&group, &file_columns).await?;
-        let pick = move || {
-            let _held = held;
-            let (mut start, mut picked) = (0_usize, Vec::new());
-            for band in decode_bands(&footer, group.row_group, &file_columns, &segments)? {
-                let band = band?;
-                let end = start + band.num_rows();
-                let here: UInt32Array = offsets
-                    .values()
-                    .iter()
-                    .filter(|&&row| (start..end).contains(&(row as usize)))
-                    .map(|&row| row - start as u32)
-                    .collect();
-                start = end;
-                if here.is_empty() {
-                    continue;
-                }
-                let arrays = read.iter().zip(schema.fields()).map(|(column, field)| {
-                    let array = match &sources[*column] {
-                        ColumnSource::Constant(value) => {
-                            value.to_array_of_size(here.len()).map_err(|e| Error::internal(e.to_string()))?
-                        }
-                        ColumnSource::File(file_column) => {
-                            let at =
-                                file_columns.binary_search(file_column).map_err(|_| Error::internal("a band lacks a column"))?;
-                            take(band.column(at), &here, None).map_err(|e| Error::internal(e.to_string()))?
-                        }
-                    };
-                    settle(array, field.data_type())
-                });
-                picked.push(batch(&schema, arrays.collect::<Result<_>>()?, here.len())?);
+        picked.map_err(|error| match error {
+            PickError::Failed(error) => error,
+            PickError::GroupTooLarge => Error::internal(format!("{url}: a row group is too large for bands")),
+            PickError::RowsTooLarge => {
+                let message = format!(
+                    "{url}: the rows asked for hold more than {MAX_ANSWER_BYTES} bytes, or than memory may; ask for fewer at a time"
+                );
+                Error::new(ErrorKind::ResourceExhausted, message)
             }
-            concat_batches(&schema, &picked).map_err(|e| Error::internal(e.to_string()))
-        };
-        tokio::task::spawn_blocking(pick).await.unwrap_or_else(|e| Err(Error::internal(format!("row read: {e}"))))
+        })
     }
-}
-
-pub(super) fn take_from(chunk: &PinnedChunk, offsets: &UInt32Array) -> Result<ArrayRef> {
-    let failed = |e: arrow::error::ArrowError| Error::internal(format!("row read: {e}"));
-    if let Some(array) = chunk.whole() {
-        return take(array, offsets, None).map_err(failed);
-    }
-    let places: Vec<_> = offsets.values().iter().map(|&row| chunk.locate(row as usize)).collect();
-    let pieces: Vec<_> = chunk.pieces().iter().map(AsRef::as_ref).collect();
-    arrow::compute::interleave(&pieces, &places).map_err(failed)
-}
-
-pub(super) fn settle(array: ArrayRef, data_type: &arrow::datatypes::DataType) -> Result<ArrayRef> {
-    if array.data_type() == data_type {
-        Ok(array)
-    } else {
-        arrow::compute::cast(&array, data_type).map_err(|e| Error::internal(e.to_string()))
-    }
-}
-
-pub(super) fn batch(schema: &Arc<Schema>, arrays: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
-    let options = RecordBatchOptions::new().with_row_count(Some(rows));
-    RecordBatch::try_new_with_options(Arc::clone(schema), arrays, &options).map_err(|e| Error::internal(e.to_string()))
 }

@@ -4,16 +4,22 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{AsArray as _, RecordBatch};
-use arrow::datatypes::Int64Type;
+use arrow::array::{ArrayRef, AsArray as _, LargeStringArray, ListArray, RecordBatch, StringArray, StringViewArray, UInt64Array};
+use arrow::buffer::OffsetBuffer;
+use arrow::datatypes::{Field, Int64Type};
 use arrow_flight::flight_service_client::FlightServiceClient;
 use arrow_flight::utils::flight_data_to_arrow_batch;
 use arrow_flight::{FlightData, FlightDescriptor};
+use bytes::Bytes;
+use bytesize::ByteSize;
 use flightcache::{ErrorKind, Exchange, ScanRequest};
 use flightcache_proto::exchange::{Answers, Form, Requests};
+use flightcache_server::Settings;
 use flightcache_server::object::Freshness;
 use futures::future::{join_all, try_join_all};
 use futures::{FutureExt as _, StreamExt as _};
+use parquet::arrow::ArrowWriter;
+use parquet::file::properties::WriterProperties;
 use tokio::sync::mpsc;
 use tonic::transport::Endpoint;
 use tonic::{Code, Streaming};
@@ -276,7 +282,7 @@ async fn a_reader_that_stalls_stops_the_work() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_overwritten_object_is_seen_as_its_freshness_says() {
     for freshness in [Freshness::Always, Freshness::Immutable] {
-        let cache = Cache::with(flightcache_server::Settings { freshness, ..settings() }, TestStore::new()).await;
+        let cache = Cache::with(Settings { freshness, ..settings() }, TestStore::new()).await;
         cache.store.put("t.parquet", file(0, 1_000, 1_000, 1)).await;
         let exchange = cache.client.exchange().await.unwrap();
         let template = template(&exchange, URL, &["c0"]);
@@ -399,7 +405,7 @@ async fn requests_written_by_hand_are_answered() {
 async fn a_stream_that_breaks_is_opened_anew() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cache.sock");
-    let listen = flightcache_server::Settings { listen_unix: Some(path.clone()), ..settings() };
+    let listen = Settings { listen_unix: Some(path.clone()), ..settings() };
     let cache = Cache::with(listen.clone(), TestStore::new()).await;
     cache.store.put("t.parquet", file(0, 1_000, 1_000, 1)).await;
     let client = flightcache::Client::connect(&format!("grpc+unix://{}", path.display())).await.unwrap();
@@ -435,7 +441,7 @@ async fn what_is_recorded_is_recorded_read_by_read() {
     let directory = tempfile::tempdir().unwrap();
     let trace = directory.path().join("trace.jsonl");
     let record = Some(trace.clone());
-    let cache = Cache::with(flightcache_server::Settings { record, ..settings() }, TestStore::new()).await;
+    let cache = Cache::with(Settings { record, ..settings() }, TestStore::new()).await;
     cache.store.put("t.parquet", file(0, 1_000, 1_000, 2)).await;
     let exchange = cache.client.exchange().await.unwrap();
     let template = template(&exchange, URL, &["c0"]);
@@ -491,5 +497,134 @@ async fn reads_of_many_columns_are_joined_as_far_as_is_good() {
         assert_eq!(raw.end().await.code(), Code::Ok);
     }
     assert_eq!(cache.server.engine().stats().scans, 0, "no read had to be a scan");
+    cache.stop().await;
+}
+
+/// A Parquet file of these columns without dictionaries, or with them.
+fn parquet_of(columns: Vec<(&str, ArrayRef)>, group_rows: usize, dictionaries: bool) -> Bytes {
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let properties = WriterProperties::builder()
+        .set_max_row_group_row_count(Some(group_rows))
+        .set_dictionary_enabled(dictionaries)
+        .set_dictionary_page_size_limit(8 << 20)
+        .build();
+    let mut bytes = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties)).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    bytes.into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_value_that_is_asked_for_often_takes_no_more_than_there_is() {
+    // Rows of 100 bytes on the average, of which one holds 1 MiB; and a value of 1 MiB that rests in a dictionary.
+    let long = "x".repeat(1 << 20);
+    let text = |row: usize| if row == 77 { long.clone() } else { format!("row {row}") };
+    let texts = || (0..10_000).map(text);
+    let folded = (0..10_000).map(|row| if row % 5_000 == 77 { long.as_str() } else { ["a", "b", "c"][row % 3] });
+    let folded: ArrayRef = Arc::new(folded.map(Some).collect::<StringArray>());
+    for (what, column, dictionaries) in [
+        ("strings", Arc::new(StringArray::from_iter_values(texts())) as ArrayRef, false),
+        ("large strings", Arc::new(LargeStringArray::from_iter_values(texts())), false),
+        ("a list", list_of(&(Arc::new(StringArray::from_iter_values(texts())) as ArrayRef)), false),
+        ("a dictionary", folded, true),
+    ] {
+        let memory = Settings { capacity: ByteSize::mib(8), reserve: Some(ByteSize::mib(24)), ..settings() };
+        let cache = Cache::with(memory, TestStore::new()).await;
+        cache.store.put("t.parquet", parquet_of(vec![("s", Arc::clone(&column))], 10_000, dictionaries)).await;
+        let exchange = cache.client.exchange().await.unwrap();
+        let template = template(&exchange, URL, &["s"]);
+        exchange.rows(&template, vec![5]).await.unwrap();
+        // Of one message, so that they are joined: 60 MiB, which the server may not hold.
+        let reads = (0..60).map(|read| exchange.rows(&template, vec![if read % 10 == 9 { 5_000 } else { 77 }]));
+        for (read, rows) in try_join_all(reads).await.expect(what).into_iter().enumerate() {
+            let row = if read % 10 == 9 { 5_000 } else { 77 };
+            assert_eq!(rows.column(0).as_ref(), column.slice(row, 1).as_ref(), "{what}");
+        }
+        drop(exchange);
+        cache.stop().await;
+    }
+}
+
+/// Each row as a list of one.
+fn list_of(values: &ArrayRef) -> ArrayRef {
+    let field = Arc::new(Field::new("item", values.data_type().clone(), true));
+    let lengths = OffsetBuffer::from_lengths(std::iter::repeat_n(1, values.len()));
+    Arc::new(ListArray::new(field, lengths, Arc::clone(values), None))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_views_take_what_they_show() {
+    // Ten row groups of 2 MB, of which memory holds a few.
+    let views: ArrayRef = Arc::new(StringViewArray::from_iter_values((0..20_000).map(|row| format!("{row:01000}"))));
+    for (what, column) in [("views", Arc::clone(&views)), ("lists of views", list_of(&views))] {
+        let memory = Settings { capacity: ByteSize::mib(4), reserve: Some(ByteSize::mib(12)), ..settings() };
+        let cache = Cache::with(memory, TestStore::new()).await;
+        cache.store.put("t.parquet", parquet_of(vec![("s", Arc::clone(&column))], 2_000, false)).await;
+        let rows: Vec<u64> = (0..10).map(|group| group * 2_000 + 7).collect();
+        let expected = arrow::compute::take(&column, &UInt64Array::from(rows.clone()), None).unwrap();
+        let scan = cache.client.scan(URL).columns(["s"]).rows(rows.clone()).send().await.unwrap();
+        assert_eq!(scan.collect().await.expect(what)[0].column(0), &expected, "{what}");
+        let exchange = cache.client.exchange().await.unwrap();
+        let template = template(&exchange, URL, &["s"]);
+        // The first plan is made of one read.
+        exchange.rows(&template, vec![0]).await.unwrap();
+        assert_eq!(exchange.rows(&template, rows).await.expect(what).column(0), &expected, "{what}");
+        assert_eq!(cache.server.engine().stats().scans, 1, "{what}: only the scan");
+        drop(exchange);
+        cache.stop().await;
+    }
+}
+
+/// One task asks and drops, so that all of it is in one message.
+#[tokio::test]
+async fn no_message_is_more_than_the_server_takes() {
+    let cache = Cache::start().await;
+    cache.store.put("t.parquet", file(0, 100_000, 100_000, 1)).await;
+    let exchange = cache.client.exchange().await.unwrap();
+    let template = template(&exchange, URL, &["c0"]);
+    assert_eq!(column(&exchange.rows(&template, vec![5]).await.unwrap()), [5]);
+    let bad_requests = || {
+        let kind = ErrorKind::InvalidRequest.as_str();
+        cache.server.engine().metrics().requests.with_label_values(&["do_exchange", kind]).get()
+    };
+
+    // 6 MB of row numbers: it is refused, and nobody else is.
+    let far: Vec<u64> = (0..1_000_000).map(|row| (1 << 40) + row).collect();
+    let long = ScanRequest { filter: Some(format!("c0 = {}", "1".repeat(5 << 20))), ..ScanRequest::new(URL) };
+    let (refused, scan, read) =
+        tokio::join!(exchange.rows(&template, far), exchange.scan(long.clone()), exchange.rows(&template, vec![6]));
+    assert_eq!(refused.unwrap_err().kind, ErrorKind::InvalidRequest);
+    assert_eq!(scan.unwrap_err().kind, ErrorKind::InvalidRequest);
+    assert_eq!(column(&read.unwrap()), [6]);
+    let long = exchange.template(long).unwrap();
+    let (refused, read) = tokio::join!(exchange.rows(&long, vec![0]), exchange.rows(&template, vec![7]));
+    assert_eq!(refused.unwrap_err().kind, ErrorKind::InvalidRequest);
+    assert_eq!(column(&read.unwrap()), [7]);
+
+    // 6 MB of them in requests that are small enough.
+    let many: Vec<u64> = (0..80_000).map(|row| 20_000 + row).collect();
+    let reads = try_join_all((0..25).map(|_| exchange.rows(&template, many.clone()))).await.unwrap();
+    assert!(reads.iter().all(|read| column(read).into_iter().eq(20_000..100_000)));
+
+    // More than 4,096 of them, and as many that are given up.
+    exchange.set_max_batch(1 << 20);
+    let reads = try_join_all((0..6_000).map(|row| exchange.rows(&template, vec![row]))).await.unwrap();
+    assert!(reads.iter().flat_map(column).eq(0..6_000));
+    let mut scans = join_all((0..6_000).map(|_| Box::pin(exchange.scan(ScanRequest::new(URL)))));
+    assert!((&mut scans).now_or_never().is_none());
+    drop(scans);
+    assert_eq!(column(&exchange.rows(&template, vec![8]).await.unwrap()), [8]);
+
+    // More templates than may be open.
+    let templates: Vec<_> = (0..5_000).map(|_| exchange.template(template.scan().clone()).unwrap()).collect();
+    let read = join_all(templates.iter().map(|template| exchange.rows(template, vec![9]))).await;
+    let kinds = read.iter().map(|read| read.as_ref().map_or_else(|e| Some(e.kind), |_| None));
+    assert!(kinds.clone().all(|kind| matches!(kind, None | Some(ErrorKind::ResourceExhausted))));
+    assert_eq!(kinds.filter(Option::is_none).count(), 4_095, "one was open before");
+    drop((templates, read));
+    assert_eq!(column(&exchange.rows(&template, vec![10]).await.unwrap()), [10]);
+    assert_eq!(bad_requests(), 0, "the server was never asked for what it refuses");
+    drop((exchange, template, long));
     cache.stop().await;
 }

@@ -1,10 +1,13 @@
 //! Bounds on memory.
 
+use arrow_flight::Ticket;
+use arrow_flight::flight_service_client::FlightServiceClient;
 use bytesize::ByteSize;
 use flightcache::Populate;
 use flightcache_server::Settings;
 use futures::TryStreamExt as _;
 use futures::future::try_join_all;
+use tonic::transport::Endpoint;
 
 use crate::store::TestStore;
 use crate::support::{Cache, file, settings, values};
@@ -132,5 +135,57 @@ async fn a_scan_larger_than_memory_spares_what_two_requests_used() {
     cache.store.take_reads();
     cache.values("s3://lake/hot.parquet", "c0").await.unwrap();
     assert_eq!(cache.store.take_reads(), []);
+    cache.stop().await;
+}
+
+#[test]
+fn scans_in_bands_that_nobody_reads_keep_no_thread_from_others() {
+    // As many threads as there are scans that stall.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(2).enable_all().build();
+    let scanning = async {
+        // 28 MB compressed, and as much decoded, and a quarter: two row groups may be held, none loaded.
+        let cache = Cache::with(small(ByteSize::mib(1), ByteSize::mib(57)), TestStore::new()).await;
+        cache.store.put("large.parquet", file(0, 3_500_000, 3_500_000, 1)).await;
+        cache.store.put("t.parquet", file(0, 1_000, 1_000, 1)).await;
+        let mut stalled = Vec::new();
+        for _ in 0..2 {
+            let client = flightcache::Client::connect(&format!("grpc://{}", cache.server.flight_addr())).await.unwrap();
+            let mut stream = client.scan("s3://lake/large.parquet").send().await.unwrap();
+            assert!(stream.try_next().await.unwrap().is_some());
+            stalled.push(stream);
+        }
+        assert!(cache.server.engine().stats().in_flight_bytes > 2 * 28_000_000, "they are under way");
+        assert!(cache.values("s3://lake/t.parquet", "c0").await.unwrap().into_iter().eq(0..1_000));
+        for stream in stalled {
+            let rows: usize = stream.collect().await.unwrap().iter().map(arrow::array::RecordBatch::num_rows).sum();
+            assert!(rows > 3_400_000, "{rows}");
+        }
+        cache.stop().await;
+    };
+    let runtime = runtime.unwrap();
+    let ended = runtime.block_on(async { tokio::time::timeout(std::time::Duration::from_mins(1), scanning).await });
+    runtime.shutdown_background();
+    ended.expect("all of them are answered");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_reader_holds_few_row_groups_of_what_is_evicted() {
+    // 40 row groups of 800 KB, all resident.
+    let cache = Cache::with(Settings { read_ahead: ByteSize::mib(1), ..settings() }, TestStore::new()).await;
+    cache.store.put("t.parquet", file(0, 2_000_000, 50_000, 2)).await;
+    cache.client.scan("s3://lake/t.parquet").send().await.unwrap().collect().await.unwrap();
+    assert!(cache.settled().await.resident_bytes > 32_000_000);
+    let channel = Endpoint::from_shared(format!("http://{}", cache.server.flight_addr())).unwrap().connect_lazy();
+    let ticket = Ticket { ticket: r#"{"url": "s3://lake/t.parquet"}"#.into() };
+    let mut stream = FlightServiceClient::new(channel).do_get(ticket).await.unwrap().into_inner();
+    for _ in 0..2 {
+        assert!(stream.message().await.unwrap().is_some());
+    }
+    cache.client.evict("s3://lake/t.parquet").await.unwrap();
+    // Two messages, of one row group each, the one that is cut into messages, and two that are ready.
+    let streaming = cache.server.engine().stats().streaming_bytes;
+    assert!((1..=5 * 810_000).contains(&streaming), "{streaming}");
+    while stream.message().await.unwrap().is_some() {}
+    cache.settled().await;
     cache.stop().await;
 }

@@ -23,6 +23,7 @@ use futures::TryStreamExt as _;
 use object_store::GetRange;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::basic::Encoding;
 use parquet::file::properties::WriterProperties;
 use tonic::transport::Endpoint;
 
@@ -156,6 +157,31 @@ async fn what_is_cut_picked_or_made_up_comes_as_arrow() {
     // Loopback: nobody who is not told otherwise asks for Parquet.
     let (_, stats) = read(&cache, url, Some(&["c0"]), Transfer::Auto).await.unwrap();
     assert_eq!(stats.row_groups_as_parquet, 0);
+    cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_unfolds_into_nobody_knows_how_much_comes_as_arrow() {
+    let cache = start(Residency::Parquet).await;
+    let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/parquet-testing/data/delta_encoding_required_column.parquet");
+    cache.store.put("t.parquet", std::fs::read(sample).unwrap()).await;
+    let (rows, stats) = read(&cache, URL, None, Transfer::Parquet).await.unwrap();
+    assert_eq!((rows.num_rows(), stats.row_groups_as_parquet), (100, 0));
+    let columns = rows.schema();
+    let number = columns.fields().iter().position(|field| field.data_type().is_integer()).unwrap();
+    let (_, stats) = read(&cache, URL, Some(&[columns.field(number).name()]), Transfer::Parquet).await.unwrap();
+    assert_eq!(stats.row_groups_as_parquet, 1, "the others share nothing");
+    // Of what states its size, it is known.
+    let delta = WriterProperties::builder().set_dictionary_enabled(false).set_encoding(Encoding::DELTA_BYTE_ARRAY).build();
+    let mut bytes = Vec::new();
+    let text: ArrayRef = Arc::new(StringArray::from_iter_values((0..1_000).map(|row| format!("station-{row}"))));
+    let table = RecordBatch::try_from_iter([("s", text)]).unwrap();
+    let mut writer = ArrowWriter::try_new(&mut bytes, table.schema(), Some(delta)).unwrap();
+    writer.write(&table).unwrap();
+    writer.close().unwrap();
+    cache.store.put("u.parquet", bytes).await;
+    let (rows, stats) = read(&cache, "s3://lake/u.parquet", None, Transfer::Parquet).await.unwrap();
+    assert_eq!((rows.columns(), stats.row_groups_as_parquet), (table.columns(), 1));
     cache.stop().await;
 }
 

@@ -8,6 +8,7 @@ use flightcache_server::Settings;
 use flightcache_server::admin::ScanMeter;
 use flightcache_server::object::Freshness;
 use flightcache_server::scan::ScanPlan;
+use futures::FutureExt as _;
 
 use crate::store::TestStore;
 use crate::support::{Cache, file, settings};
@@ -71,6 +72,39 @@ async fn a_kept_plan_tells_what_was_pruned() {
         scan.stats().row_groups_pruned
     };
     assert_eq!((pruned().await, pruned().await), (2, 2));
+    cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_is_not_made_where_its_request_arrives() {
+    let cache = Cache::with(Settings { freshness: Freshness::Immutable, ..settings() }, TestStore::new()).await;
+    cache.store.put("t.parquet", file(0, 400, 100, 2)).await;
+    let (first, other) = (filtered("c0 < 5"), filtered("c0 < 6"));
+    plan(&cache, &first).await;
+    assert!(plan(&cache, &first).now_or_never().is_some(), "it is there");
+    assert!(plan(&cache, &other).now_or_never().is_none(), "it is made");
+    plan(&cache, &other).await;
+    cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plans_take_what_their_filters_take() {
+    // Room for many plans, and for 256 KiB of them.
+    let small = Settings { footer_capacity: bytesize::ByteSize::mib(2), freshness: Freshness::Immutable, ..settings() };
+    let cache = Cache::with(small, TestStore::new()).await;
+    cache.store.put("t.parquet", file(0, 400, 100, 2)).await;
+    let among = |first: i64, count: i64| {
+        let numbers: Vec<String> = (first..first + count).map(|number| number.to_string()).collect();
+        filtered(&format!("c0 in ({})", numbers.join(",")))
+    };
+    let short = plan(&cache, &among(10, 3)).await;
+    assert!(Arc::ptr_eq(&short, &plan(&cache, &among(10, 3)).await));
+    // Of 1,000 literals each, in as many bytes as filters may have.
+    for first in 10..12 {
+        let long = plan(&cache, &among(first, 1_000)).await;
+        assert!(!Arc::ptr_eq(&long, &plan(&cache, &among(first, 1_000)).await));
+    }
+    assert!(Arc::ptr_eq(&short, &plan(&cache, &among(10, 3)).await));
     cache.stop().await;
 }
 

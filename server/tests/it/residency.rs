@@ -1,8 +1,10 @@
 //! Chunks as arrays, as Parquet bytes, or as both.
 
 use bytesize::ByteSize;
+use flightcache::ScanRequest;
 use flightcache_server::Settings;
 use flightcache_server::settings::Residency;
+use futures::TryStreamExt as _;
 use futures::future::try_join_all;
 
 use crate::store::TestStore;
@@ -137,4 +139,22 @@ async fn a_store_that_fails_fails_all_forms_and_leaves_nothing() {
         assert_eq!(cache.values(URL, "c0").await.unwrap()[0], 5);
         cache.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_rests_as_parquet_is_warmed_as_such() {
+    // 3.2 MB, which are read and kept; arrays beside that would be too much.
+    let memory =
+        Settings { residency: Residency::Parquet, capacity: ByteSize::mib(5), reserve: Some(ByteSize::mib(3)), ..settings() };
+    let cache = Cache::with(memory, TestStore::new()).await;
+    cache.store.put("t.parquet", file(0, 200_000, 200_000, 2)).await;
+    let done: Vec<_> = cache.client.warm(&ScanRequest::new(URL)).await.unwrap().try_collect().await.unwrap();
+    let last = done.last().unwrap();
+    assert_eq!((last.row_groups_done, last.chunks_missed), (1, 2));
+    let stats = cache.settled().await;
+    assert_eq!((stats.resident_chunks, stats.resident_arrow_bytes), (2, 0));
+    cache.store.take_reads();
+    assert!(cache.values(URL, "c0").await.unwrap().into_iter().eq(0..200_000));
+    assert_eq!(cache.store.take_reads(), []);
+    cache.stop().await;
 }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use arrow::array::{ArrayRef, Int32Array, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, Int32Array, ListArray, RecordBatch, StringArray};
+use arrow::buffer::OffsetBuffer;
+use arrow::datatypes::{DataType, Field};
 use arrow_flight::FlightData;
 use bytes::Bytes;
 use flightcache_proto::parquet::{MAX_FILE_BYTES, ParquetPiece};
@@ -12,8 +14,10 @@ use flightcache_proto::{Error, ErrorKind, Result};
 use futures::StreamExt as _;
 use http::{HeaderMap, StatusCode};
 use parquet::arrow::ArrowWriter;
-use parquet::basic::{Compression, ZstdLevel};
+use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::file::metadata::ParquetMetaDataWriter;
 use parquet::file::properties::WriterProperties;
+use parquet::file::reader::{FileReader as _, SerializedFileReader};
 
 use super::super::{Answer, Payload, get_over, get_with};
 use super::answers::{Canned, OK, canned, canned_stream, piece, trailers};
@@ -272,6 +276,55 @@ async fn a_dictionary_of_long_values_makes_short_batches() {
     assert_eq!(error.kind, ErrorKind::ResourceExhausted, "{error}");
 }
 
+/// The same file, whose footer does not state what its values take.
+fn without_sizes(file: &[u8]) -> Vec<u8> {
+    let reader = SerializedFileReader::new(Bytes::copy_from_slice(file)).unwrap();
+    let mut metadata = reader.metadata().clone().into_builder();
+    for group in metadata.take_row_groups() {
+        let columns = group.columns().iter().cloned();
+        let columns = columns.map(|chunk| chunk.into_builder().set_unencoded_byte_array_data_bytes(None).build().unwrap());
+        metadata = metadata.add_row_group(group.clone().into_builder().set_column_metadata(columns.collect()).build().unwrap());
+    }
+    let metadata = metadata.set_column_index(None).set_offset_index(None).build();
+    let footer = u32::from_le_bytes(file[file.len() - 8..file.len() - 4].try_into().unwrap()) as usize;
+    let mut bytes = file[..file.len() - 8 - footer].to_vec();
+    ParquetMetaDataWriter::new(&mut bytes, &metadata).finish().unwrap();
+    bytes
+}
+
+#[tokio::test]
+async fn one_long_value_of_a_dictionary_keeps_no_row_from_being_read() {
+    // 700 tags a row, of which each might be the long one.
+    let long = "x".repeat(100 << 10);
+    let tag = |at: usize| if at == 5_000 { long.clone() } else { format!("tag-{}", at % 40) };
+    let tags: ArrayRef = Arc::new(StringArray::from_iter_values((0..700 * 300).map(tag)));
+    let item = Arc::new(Field::new("item", DataType::Utf8, true));
+    let list: ArrayRef = Arc::new(ListArray::new(item, OffsetBuffer::from_lengths([700; 300]), tags, None));
+    let batch = RecordBatch::try_from_iter_with_nullable([("tags", list, false)]).unwrap();
+    let [schema, _] = arrow(&batch.slice(0, 1));
+    let parquet = without_sizes(&file(&batch));
+    let (batches, ended) = read(&[&[schema][..], &pieces(&parquet, 300, 100_000)].concat()).await;
+    ended.unwrap();
+    assert_eq!(all(&batches), batch);
+    assert!(batches.len() < 10, "{} batches of few rows", batches.len());
+}
+
+#[tokio::test]
+async fn values_that_share_their_beginnings_make_short_batches() {
+    // 160 MB in a file of some KB.
+    let prefix = "x".repeat(40_000);
+    let column: ArrayRef = Arc::new(StringArray::from_iter_values((0..4_000).map(|row| format!("{prefix}{row:05}"))));
+    let batch = RecordBatch::try_from_iter_with_nullable([("s", column, false)]).unwrap();
+    let delta = WriterProperties::builder().set_dictionary_enabled(false).set_encoding(Encoding::DELTA_BYTE_ARRAY).build();
+    let parquet = file_of(std::slice::from_ref(&batch), delta);
+    assert!(parquet.len() < 1_000_000, "{}", parquet.len());
+    let [schema, _] = arrow(&batch.slice(0, 1));
+    let (batches, ended) = read(&[&[schema][..], &pieces(&without_sizes(&parquet), 4_000, 100_000)].concat()).await;
+    ended.unwrap();
+    assert!(batches.iter().all(|batch| batch.num_rows() * 40_000 <= 64 << 20));
+    assert_eq!(all(&batches), batch);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn it_is_received_ahead_of_the_reader_but_not_far() {
     let [schema, _] = arrow(&numbers([]));
@@ -300,4 +353,30 @@ async fn it_is_received_ahead_of_the_reader_but_not_far() {
         }
     }
     assert_eq!(rows, 2_500_000);
+}
+
+#[test]
+fn no_reader_keeps_a_decoder_from_others() {
+    // As many threads as may decode, and more answers than that, read in turn.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).max_blocking_threads(2).enable_all().build();
+    let reading = async {
+        let [schema, _] = arrow(&numbers([]));
+        let frames = [&[schema][..], &pieces(&file(&numbers(0..600_000)), 600_000, 100_000)].concat();
+        let mut answers = Vec::new();
+        for _ in 0..4 {
+            let mut answer = ask(&frames, true).await;
+            answer.next().await.unwrap();
+            answers.push((answer, 0));
+        }
+        while answers.iter().any(|(_, rows)| *rows < 600_000) {
+            for (answer, rows) in &mut answers {
+                let Payload::Batch(batch) = answer.next().await.unwrap().unwrap().payload else { panic!("rows") };
+                *rows += batch.num_rows();
+            }
+        }
+    };
+    let runtime = runtime.unwrap();
+    let ended = runtime.block_on(async { tokio::time::timeout(Duration::from_mins(1), reading).await });
+    runtime.shutdown_background();
+    ended.expect("all of them are read");
 }

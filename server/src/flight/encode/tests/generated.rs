@@ -3,16 +3,58 @@
 use std::ops::Range;
 
 use arrow::array::{
-    BinaryArray, BinaryViewArray, BooleanArray, Decimal128Array, Decimal256Array, FixedSizeBinaryArray, FixedSizeListArray,
-    Float16Array, GenericListArray, GenericListViewArray, Int8Array, Int64Array, IntervalMonthDayNanoArray, LargeBinaryArray,
-    LargeStringArray, MapArray, NullArray, OffsetSizeTrait, StringArray, StringViewArray, StructArray, TimestampMicrosecondArray,
-    UnionArray,
+    ArrowPrimitiveType, BinaryArray, BinaryViewArray, BooleanArray, FixedSizeBinaryArray, FixedSizeListArray, GenericListArray,
+    GenericListViewArray, LargeBinaryArray, LargeStringArray, MapArray, NullArray, OffsetSizeTrait, PrimitiveArray, StringArray,
+    StringViewArray, StructArray, UnionArray,
 };
 use arrow::buffer::{BooleanBuffer, NullBuffer, OffsetBuffer, ScalarBuffer};
-use arrow::datatypes::{Field, FieldRef, IntervalMonthDayNano, UnionFields, i256};
+use arrow::datatypes::{
+    ArrowNativeType as _, Date32Type, Date64Type, Decimal32Type, Decimal64Type, Decimal128Type, Decimal256Type,
+    DurationMicrosecondType, DurationMillisecondType, DurationNanosecondType, DurationSecondType, Field, FieldRef, Float16Type,
+    Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, IntervalDayTime, IntervalDayTimeType,
+    IntervalMonthDayNano, IntervalMonthDayNanoType, IntervalUnit, IntervalYearMonthType, Time32MillisecondType, Time32SecondType,
+    Time64MicrosecondType, Time64NanosecondType, TimeUnit, TimestampMicrosecondType, TimestampMillisecondType,
+    TimestampNanosecondType, TimestampSecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type, UnionFields, i256,
+};
 use proptest::prelude::*;
 
 use super::*;
+
+/// The types whose values lie one after the other, each of a fixed width.
+const PRIMITIVES: &[DataType] = &[
+    DataType::Int8,
+    DataType::Int16,
+    DataType::Int32,
+    DataType::Int64,
+    DataType::UInt8,
+    DataType::UInt16,
+    DataType::UInt32,
+    DataType::UInt64,
+    DataType::Float16,
+    DataType::Float32,
+    DataType::Float64,
+    DataType::Date32,
+    DataType::Date64,
+    DataType::Time32(TimeUnit::Second),
+    DataType::Time32(TimeUnit::Millisecond),
+    DataType::Time64(TimeUnit::Microsecond),
+    DataType::Time64(TimeUnit::Nanosecond),
+    DataType::Timestamp(TimeUnit::Second, None),
+    DataType::Timestamp(TimeUnit::Millisecond, None),
+    DataType::Timestamp(TimeUnit::Microsecond, None),
+    DataType::Timestamp(TimeUnit::Nanosecond, None),
+    DataType::Duration(TimeUnit::Second),
+    DataType::Duration(TimeUnit::Millisecond),
+    DataType::Duration(TimeUnit::Microsecond),
+    DataType::Duration(TimeUnit::Nanosecond),
+    DataType::Interval(IntervalUnit::YearMonth),
+    DataType::Interval(IntervalUnit::DayTime),
+    DataType::Interval(IntervalUnit::MonthDayNano),
+    DataType::Decimal32(9, 2),
+    DataType::Decimal64(18, -3),
+    DataType::Decimal128(38, 10),
+    DataType::Decimal256(76, 38),
+];
 
 /// What an array is made of.
 #[derive(Clone, Debug)]
@@ -33,13 +75,8 @@ enum Shape {
 enum Flat {
     Null,
     Boolean,
-    Int8,
-    Int64,
-    Float16,
-    Timestamp,
-    Interval,
-    Decimal128,
-    Decimal256,
+    /// Of one of [`PRIMITIVES`].
+    Primitive(usize),
     FixedSizeBinary(i32),
     Utf8,
     LargeUtf8,
@@ -217,19 +254,12 @@ impl Numbers {
         match flat {
             Flat::Null => Arc::new(NullArray::new(len)),
             Flat::Boolean => Arc::new(BooleanArray::new(wholes.iter().map(|number| number & 1 == 1).collect(), nulls)),
-            Flat::Int8 => Arc::new(Int8Array::new(wholes.iter().map(|number| *number as i8).collect(), nulls)),
-            Flat::Int64 => Arc::new(Int64Array::new(wholes.into(), nulls)),
-            Flat::Float16 => {
-                let values = wholes.iter().map(|number| arrow::datatypes::ArrowNativeType::usize_as(*number as usize % 2_000));
-                Arc::new(Float16Array::new(values.collect(), nulls))
-            }
-            Flat::Timestamp => Arc::new(TimestampMicrosecondArray::new(wholes.into(), nulls).with_timezone("+02:00")),
-            Flat::Interval => {
-                let values = wholes.iter().map(|number| IntervalMonthDayNano::new(*number as i32, 1, *number));
-                Arc::new(IntervalMonthDayNanoArray::new(values.collect(), nulls))
-            }
-            Flat::Decimal128 => Arc::new(Decimal128Array::new(wholes.into_iter().map(i128::from).collect(), nulls)),
-            Flat::Decimal256 => Arc::new(Decimal256Array::new(wholes.into_iter().map(i256::from).collect(), nulls)),
+            Flat::Primitive(at) => match &PRIMITIVES[at] {
+                DataType::Timestamp(unit, _) if self.below(2) == 0 => {
+                    primitive(&DataType::Timestamp(*unit, Some("+02:00".into())), &wholes, nulls)
+                }
+                data_type => primitive(data_type, &wholes, nulls),
+            },
             Flat::FixedSizeBinary(width) => {
                 let bytes: Vec<u8> = (0..len * width as usize).map(|_| self.next() as u8).collect();
                 Arc::new(FixedSizeBinaryArray::try_new_with_len(width, bytes.into(), nulls, len).unwrap())
@@ -250,6 +280,63 @@ impl Numbers {
     }
 }
 
+/// An array of a type made of any numbers.
+fn primitive(data_type: &DataType, wholes: &[i64], nulls: Option<NullBuffer>) -> ArrayRef {
+    fn of<T: ArrowPrimitiveType>(
+        data_type: &DataType,
+        wholes: &[i64],
+        nulls: Option<NullBuffer>,
+        value: impl Fn(i64) -> T::Native,
+    ) -> ArrayRef {
+        let values = wholes.iter().map(|whole| value(*whole)).collect();
+        Arc::new(PrimitiveArray::<T>::new(values, nulls).with_data_type(data_type.clone()))
+    }
+    macro_rules! of {
+        ($($matched:pat => $type:ty: $value:expr),+ $(,)?) => {
+            match data_type {
+                $($matched => of::<$type>(data_type, wholes, nulls, $value),)+
+                other => panic!("{other} is not among them"),
+            }
+        };
+    }
+    of! {
+        DataType::Int8 => Int8Type: |whole| whole as i8,
+        DataType::Int16 => Int16Type: |whole| whole as i16,
+        DataType::Int32 => Int32Type: |whole| whole as i32,
+        DataType::Int64 => Int64Type: |whole| whole,
+        DataType::UInt8 => UInt8Type: |whole| whole as u8,
+        DataType::UInt16 => UInt16Type: |whole| whole as u16,
+        DataType::UInt32 => UInt32Type: |whole| whole as u32,
+        DataType::UInt64 => UInt64Type: |whole| whole as u64,
+        DataType::Float16 => Float16Type: |whole| <Float16Type as ArrowPrimitiveType>::Native::usize_as(whole as usize % 2_000),
+        DataType::Float32 => Float32Type: |whole| whole as f32,
+        DataType::Float64 => Float64Type: |whole| whole as f64,
+        DataType::Date32 => Date32Type: |whole| whole as i32,
+        DataType::Date64 => Date64Type: |whole| whole,
+        DataType::Time32(TimeUnit::Second) => Time32SecondType: |whole| whole as i32,
+        DataType::Time32(_) => Time32MillisecondType: |whole| whole as i32,
+        DataType::Time64(TimeUnit::Microsecond) => Time64MicrosecondType: |whole| whole,
+        DataType::Time64(_) => Time64NanosecondType: |whole| whole,
+        DataType::Timestamp(TimeUnit::Second, _) => TimestampSecondType: |whole| whole,
+        DataType::Timestamp(TimeUnit::Millisecond, _) => TimestampMillisecondType: |whole| whole,
+        DataType::Timestamp(TimeUnit::Microsecond, _) => TimestampMicrosecondType: |whole| whole,
+        DataType::Timestamp(TimeUnit::Nanosecond, _) => TimestampNanosecondType: |whole| whole,
+        DataType::Duration(TimeUnit::Second) => DurationSecondType: |whole| whole,
+        DataType::Duration(TimeUnit::Millisecond) => DurationMillisecondType: |whole| whole,
+        DataType::Duration(TimeUnit::Microsecond) => DurationMicrosecondType: |whole| whole,
+        DataType::Duration(TimeUnit::Nanosecond) => DurationNanosecondType: |whole| whole,
+        DataType::Interval(IntervalUnit::YearMonth) => IntervalYearMonthType: |whole| whole as i32,
+        DataType::Interval(IntervalUnit::DayTime) => IntervalDayTimeType:
+            |whole| IntervalDayTime::new(whole as i32, (whole >> 32) as i32),
+        DataType::Interval(IntervalUnit::MonthDayNano) => IntervalMonthDayNanoType:
+            |whole| IntervalMonthDayNano::new(whole as i32, 1, whole),
+        DataType::Decimal32(..) => Decimal32Type: |whole| whole as i32,
+        DataType::Decimal64(..) => Decimal64Type: |whole| whole,
+        DataType::Decimal128(..) => Decimal128Type: i128::from,
+        DataType::Decimal256(..) => Decimal256Type: i256::from,
+    }
+}
+
 fn item(values: &ArrayRef) -> FieldRef {
     Arc::new(Field::new("item", values.data_type().clone(), true))
 }
@@ -263,13 +350,6 @@ fn flats() -> impl Strategy<Value = Shape> {
     let flat = prop::sample::select(vec![
         Flat::Null,
         Flat::Boolean,
-        Flat::Int8,
-        Flat::Int64,
-        Flat::Float16,
-        Flat::Timestamp,
-        Flat::Interval,
-        Flat::Decimal128,
-        Flat::Decimal256,
         Flat::FixedSizeBinary(0),
         Flat::FixedSizeBinary(5),
         Flat::Utf8,
@@ -277,7 +357,8 @@ fn flats() -> impl Strategy<Value = Shape> {
         Flat::Binary,
         Flat::LargeBinary,
     ]);
-    prop_oneof![1 => views, 2 => flat].prop_map(Shape::Flat)
+    let primitive = (0..PRIMITIVES.len()).prop_map(Flat::Primitive);
+    prop_oneof![1 => views, 1 => flat, 1 => primitive].prop_map(Shape::Flat)
 }
 
 fn shapes() -> impl Strategy<Value = Shape> {
