@@ -67,9 +67,12 @@ impl KeptPlans {
 
     /// Keeps a plan, unless it is large or would not hold for the next request.
     pub(super) fn keep(&self, ticket: &Ticket, plan: &Arc<ScanPlan>) {
-        // A share says what `now()` means; a scan does not.
-        let is_of_its_time =
-            matches!(ticket, Ticket::Scan(_)) && plan.predicate.as_ref().is_some_and(|predicate| predicate.depends_on_time());
+        // The shares of a flight say what `now()` means; a scan does not.
+        let is_of_now = match ticket {
+            Ticket::Scan(_) => true,
+            Ticket::Share(share) => share.asked_at_us == 0,
+        };
+        let is_of_its_time = is_of_now && plan.predicate.as_ref().is_some_and(|predicate| predicate.depends_on_time());
         if is_never_kept(&plan.request) || is_of_its_time {
             return;
         }
@@ -111,7 +114,11 @@ impl KeptPlans {
 
 /// Whether the plans of a request are not worth their room.
 fn is_never_kept(request: &ScanRequest) -> bool {
-    request.rows.is_some() || request.filter.as_ref().is_some_and(|filter| filter.len() > MAX_FILTER_BYTES)
+    request.rows.is_some() || filter_bytes(request) > MAX_FILTER_BYTES
+}
+
+fn filter_bytes(request: &ScanRequest) -> usize {
+    request.filter.as_ref().map_or(0, String::len) + request.predicate.as_ref().map_or(0, Vec::len)
 }
 
 fn bytes_of(ticket: &Ticket, plan: &ScanPlan) -> usize {
@@ -125,7 +132,7 @@ fn bytes_of(ticket: &Ticket, plan: &ScanPlan) -> usize {
             objects.sum::<usize>() + share.schema.as_ref().map_or(0, Vec::len)
         }
     };
-    let filter = request.filter.as_ref().map_or(0, String::len) * BYTES_PER_FILTER_BYTE;
+    let filter = filter_bytes(request) * BYTES_PER_FILTER_BYTE;
     let objects = plan.objects.iter().map(|object| object.footer.weight_bytes() + object.row_groups.len() * 4 + 128);
     let fields = plan.table.fields().len() + plan.schema.fields().len();
     PLAN_BYTES + fields * FIELD_BYTES + filter + request.url.len() + 2 * names(request) + parts + objects.sum::<usize>()
