@@ -8,6 +8,7 @@ use arrow::array::{
 };
 use arrow::compute::concat_batches;
 use arrow::datatypes::Int64Type;
+use datafusion::physical_plan::displayable;
 use datafusion::prelude::SessionContext;
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
@@ -146,7 +147,9 @@ async fn filters_select_what_datafusion_selects() {
     cache.store.put("t.parquet", parquet(&table)).await;
     let mut runner = TestRunner::deterministic();
     let filters = filters();
-    let mut selected = 0;
+    let ours = SessionContext::new();
+    ours.register_table("t", cache.client.table(URL).await.unwrap()).unwrap();
+    let (mut selected, mut pushed) = (0, 0);
     for case in 0..300_u64 {
         let filter = filters.new_tree(&mut runner).unwrap().current();
         let expected = oracle(&table, &filter).await;
@@ -165,6 +168,13 @@ async fn filters_select_what_datafusion_selects() {
                 // Row reads prune nothing.
                 let all = scan().rows(0..ROWS as u64).send().await.unwrap().collect().await.unwrap();
                 assert_eq!(&crate::support::values(&all), expected, "case {case}, by rows: {filter}");
+                // As a predicate, or left to the reader.
+                let plan =
+                    ours.sql(&format!("SELECT id FROM t WHERE {filter}")).await.unwrap().create_physical_plan().await.unwrap();
+                pushed += usize::from(!displayable(plan.as_ref()).indent(false).to_string().contains("FilterExec"));
+                let mut ids = crate::support::values(&datafusion::physical_plan::collect(plan, ours.task_ctx()).await.unwrap());
+                ids.sort_unstable();
+                assert_eq!(&ids, expected, "case {case}, from a table: {filter}");
             }
             // Overflows, divisions by zero and the like: where rows are skipped the cache may see none of them.
             (Err(_), _) => {}
@@ -172,6 +182,7 @@ async fn filters_select_what_datafusion_selects() {
         }
     }
     assert!(selected > 100, "the filters select something: {selected}");
+    assert!(pushed > 200, "most can be said as predicates: {pushed}");
     cache.stop().await;
 }
 

@@ -207,3 +207,41 @@ async fn each_query_reads_one_version_of_each_object() {
     assert_eq!(source.downcast_ref::<flightcache::Error>().map(|error| error.kind), Some(ErrorKind::NotFound), "{error}");
     doors.cache.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_of_one_table_may_lack_columns_and_order_them_otherwise() {
+    let cache = Cache::start().await;
+    let files = tempfile::tempdir().unwrap();
+    let ids = |range: std::ops::Range<i64>| Arc::new(range.collect::<Int64Array>()) as ArrayRef;
+    let names = |names: &[&str]| Arc::new(names.iter().copied().map(Some).collect::<StringArray>()) as ArrayRef;
+    let batch = |columns: Vec<(&str, ArrayRef)>| {
+        RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, column)| (name, column, true))).unwrap()
+    };
+    for (key, columns) in [
+        ("d/1.parquet", vec![("id", ids(0..3)), ("name", names(&["a", "b", "c"]))]),
+        ("d/2.parquet", vec![("id", ids(3..5))]),
+        ("d/3.parquet", vec![("name", names(&["f"])), ("id", ids(5..6))]),
+    ] {
+        let bytes = written(&batch(columns), 2);
+        std::fs::create_dir_all(files.path().join("d")).unwrap();
+        std::fs::write(files.path().join(key), &bytes).unwrap();
+        cache.store.put(key, bytes).await;
+    }
+    let (ours, plain) = (SessionContext::new(), SessionContext::new());
+    ours.register_table("d", cache.client.table("s3://lake/d/").await.unwrap()).unwrap();
+    plain.register_parquet("d", format!("{}/", files.path().join("d").display()), ParquetReadOptions::default()).await.unwrap();
+    for sql in [
+        "SELECT id, name FROM d",
+        "SELECT count(*), count(name), min(name), max(id) FROM d",
+        "SELECT id FROM d WHERE name IS NULL",
+        "SELECT id FROM d WHERE name > 'a' OR id = 4",
+        "SELECT upper(name) AS n FROM d WHERE id >= 2 ORDER BY n NULLS FIRST",
+    ] {
+        let answer = |context: &SessionContext| {
+            let asked = context.clone();
+            async move { sorted(&asked.sql(sql).await.unwrap().collect().await.unwrap(), sql.contains("ORDER BY")) }
+        };
+        assert_eq!(answer(&ours).await, answer(&plain).await, "{sql}");
+    }
+    cache.stop().await;
+}
