@@ -7,8 +7,9 @@
 //! ```
 //!
 //! Reading order: [`scan`] (what a user asks), [`object`] and [`slot`] (what it means), [`slot_map`] (who owns it),
-//! [`ticket`] (what travels), [`parquet`] (how rows may travel), [`exchange`] (many over one stream), [`action`] (the rest of the protocol), [`error`] (how things fail). [`thrift`] checks Parquet's metadata before it is read.
+//! [`ticket`] (what travels), [`accept`] and [`parquet`] (how rows may travel), [`exchange`] (many over one stream), [`action`] (the rest of the protocol), [`error`] (how things fail). [`thrift`] checks Parquet's metadata before it is read.
 
+pub mod accept;
 pub mod action;
 pub mod error;
 pub mod exchange;
