@@ -11,11 +11,6 @@ use prost::Message as _;
 use crate::error::{Error, Result};
 use crate::pb;
 
-/// The request header by which a client of `DoGet` says that an answer may hold Parquet: with the value [`PARQUET`].
-pub const ACCEPT_HEADER: &str = "flightcache-accept";
-/// The value of [`ACCEPT_HEADER`].
-pub const PARQUET: &str = "parquet";
-
 /// Bytes of the largest Parquet file that travels so: what a client has to hold before it can decode the first row.
 pub const MAX_FILE_BYTES: u64 = 128 << 20;
 

@@ -37,7 +37,7 @@ pub use parquet_rows::ParquetRows;
 pub use plan::ScanPlan;
 pub use resident::{ChunkKey, Form};
 pub use row_reads::{PickedRows, RowReads};
-pub use stream::{Batch, Part};
+pub use stream::{Batch, Part, Takes};
 
 use self::kept_plans::KeptPlans;
 use self::load::LoadError;

@@ -13,6 +13,7 @@ use flightcache_proto::{Error, Result};
 
 use super::assemble::Message;
 use super::flat::{self, is_flat};
+use super::folded::{Folded, is_folded};
 
 /// What a message says.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +33,8 @@ pub(crate) struct Decoder {
     /// `flat` reads its batches.
     is_flat: bool,
     dictionaries: HashMap<i64, ArrayRef>,
+    /// Where columns come as dictionaries of what was announced.
+    folded: Option<Folded>,
 }
 
 impl Decoder {
@@ -53,13 +56,25 @@ impl Decoder {
             MessageHeader::NONE => Ok(Payload::Nothing),
             MessageHeader::Schema => {
                 let schema = Arc::new(fb_to_schema(message.header_as_schema().ok_or("a schema is missing")?));
-                *self = Self { is_flat: is_flat(&schema), schema: Some(Arc::clone(&schema)), dictionaries: HashMap::new() };
+                if is_folded(&schema) {
+                    let announced = self.schema.as_ref().ok_or("dictionaries came before the schema")?;
+                    self.is_flat = is_flat(&schema, true);
+                    self.folded = Some(Folded::new(schema, announced)?);
+                    return Ok(Payload::Nothing);
+                }
+                *self = Self { is_flat: is_flat(&schema, false), schema: Some(Arc::clone(&schema)), ..Self::default() };
                 Ok(Payload::Schema(schema))
             }
             MessageHeader::DictionaryBatch => {
                 let schema = self.schema.as_ref().ok_or("a dictionary came before the schema")?;
                 let batch = message.header_as_dictionary_batch().ok_or("a dictionary is missing")?;
                 check(batch.data().ok_or("a dictionary has no values")?, body.len())?;
+                if let Some(folded) = &mut self.folded {
+                    read_dictionary(body, batch, &folded.schema, &mut folded.dictionaries, &message.version())
+                        .map_err(|e| e.to_string())?;
+                    folded.renew(batch.id(), schema)?;
+                    return Ok(Payload::Nothing);
+                }
                 read_dictionary(body, batch, schema, &mut self.dictionaries, &message.version()).map_err(|e| e.to_string())?;
                 Ok(Payload::Nothing)
             }
@@ -67,16 +82,21 @@ impl Decoder {
                 let schema = self.schema.as_ref().ok_or("a batch came before the schema")?;
                 let batch = message.header_as_record_batch().ok_or("a batch is missing")?;
                 check(batch, body.len())?;
-                // What is refused there may still be read, or has its reason told, below.
-                if self.is_flat
-                    && let Ok(batch) = flat::read(batch, body, schema)
-                {
-                    return Ok(Payload::Batch(batch));
-                }
-                let version = message.version();
-                let batch = RecordBatchDecoder::try_new(body, batch, Arc::clone(schema), &self.dictionaries, &version)
-                    .and_then(RecordBatchDecoder::read_record_batch);
-                batch.map(Payload::Batch).map_err(|e| e.to_string())
+                let (sent, dictionaries) =
+                    self.folded.as_ref().map_or((schema, &self.dictionaries), |folded| (&folded.schema, &folded.dictionaries));
+                let flat = if self.is_flat { flat::read(batch, body, sent, dictionaries).ok() } else { None };
+                let batch = match flat {
+                    Some(batch) => batch,
+                    // What is refused there may still be read, or has its reason told, here.
+                    None => RecordBatchDecoder::try_new(body, batch, Arc::clone(sent), dictionaries, &message.version())
+                        .and_then(RecordBatchDecoder::read_record_batch)
+                        .map_err(|e| e.to_string())?,
+                };
+                let batch = match &self.folded {
+                    Some(folded) => folded.unfold(&batch, schema)?,
+                    None => batch,
+                };
+                Ok(Payload::Batch(batch))
             }
             other => Err(format!("a message is of the unexpected type {}", other.variant_name().unwrap_or("unknown"))),
         }

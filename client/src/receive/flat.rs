@@ -4,36 +4,44 @@
 //! of a receiver's time. The arrays' own constructors check as much several times faster; for columns of which each has
 //! just a validity, offsets and values, finding these is all there is to do. What is not flat is left to `arrow-ipc`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, FixedSizeBinaryArray, GenericByteArray, GenericByteViewArray, NullArray, PrimitiveArray, RecordBatch,
-    RecordBatchOptions, downcast_primitive,
+    ArrayRef, BooleanArray, DictionaryArray, FixedSizeBinaryArray, GenericByteArray, GenericByteViewArray, NullArray,
+    PrimitiveArray, RecordBatch, RecordBatchOptions, downcast_primitive,
 };
 use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{
-    ArrowNativeType, ArrowPrimitiveType, BinaryType, BinaryViewType, ByteArrayType, ByteViewType, DataType, LargeBinaryType,
-    LargeUtf8Type, Schema, SchemaRef, StringViewType, Utf8Type,
+    ArrowNativeType, ArrowPrimitiveType, BinaryType, BinaryViewType, ByteArrayType, ByteViewType, DataType, Int32Type,
+    LargeBinaryType, LargeUtf8Type, Schema, SchemaRef, StringViewType, Utf8Type,
 };
 use arrow::ipc::{self, FieldNode};
 
-/// Whether all columns are of types that are read here.
-pub(super) fn is_flat(schema: &Schema) -> bool {
+/// Whether all columns are of types that are read here. Dictionaries are if they are `numbered` in the order of their columns.
+pub(super) fn is_flat(schema: &Schema, numbered: bool) -> bool {
     use DataType::{Binary, BinaryView, Boolean, FixedSizeBinary, LargeBinary, LargeUtf8, Null, Utf8, Utf8View};
     let is_flat = |data_type: &DataType| {
         let others = matches!(
             data_type,
             Null | Boolean | Utf8 | LargeUtf8 | Binary | LargeBinary | Utf8View | BinaryView | FixedSizeBinary(_)
         );
-        others || data_type.is_primitive()
+        let is_dictionary = numbered && matches!(data_type, DataType::Dictionary(keys, _) if **keys == DataType::Int32);
+        others || is_dictionary || data_type.is_primitive()
     };
     schema.fields().iter().all(|field| is_flat(field.data_type()))
 }
 
 /// The batch of a body whose metadata has been checked to lie within it. Panics, as constructors of arrays do, where lengths
 /// contradict each other.
-pub(super) fn read(batch: ipc::RecordBatch<'_>, body: &Buffer, schema: &SchemaRef) -> Result<RecordBatch, String> {
+pub(super) fn read(
+    batch: ipc::RecordBatch<'_>,
+    body: &Buffer,
+    schema: &SchemaRef,
+    dictionaries: &HashMap<i64, ArrayRef>,
+) -> Result<RecordBatch, String> {
     let mut columns = Columns {
+        dictionaries: (0..).map_while(|number| dictionaries.get(&number)),
         nodes: batch.nodes().into_iter().flatten(),
         buffers: batch.buffers().into_iter().flatten(),
         view_buffers: batch.variadicBufferCounts().into_iter().flatten(),
@@ -48,15 +56,18 @@ pub(super) fn read(batch: ipc::RecordBatch<'_>, body: &Buffer, schema: &SchemaRe
 }
 
 /// What is left of a batch's columns.
-struct Columns<'a, N, B, V> {
+struct Columns<'a, D, N, B, V> {
+    /// In the order of their columns.
+    dictionaries: D,
     nodes: N,
     buffers: B,
     view_buffers: V,
     body: &'a Buffer,
 }
 
-impl<'m, N, B, V> Columns<'_, N, B, V>
+impl<'m, D, N, B, V> Columns<'_, D, N, B, V>
 where
+    D: Iterator<Item = &'m ArrayRef>,
     N: Iterator<Item = &'m FieldNode>,
     B: Iterator<Item = &'m ipc::Buffer>,
     V: Iterator<Item = i64>,
@@ -84,6 +95,11 @@ where
             DataType::Utf8View => self.views::<StringViewType>(len, nulls),
             DataType::BinaryView => self.views::<BinaryViewType>(len, nulls),
             DataType::FixedSizeBinary(width) => self.fixed_width(*width, len, nulls),
+            DataType::Dictionary(..) => {
+                let keys = PrimitiveArray::<Int32Type>::try_new(self.values(len)?, nulls).map_err(|e| e.to_string())?;
+                let values = self.dictionaries.next().ok_or("its dictionary is missing")?;
+                Ok(Arc::new(DictionaryArray::try_new(keys, Arc::clone(values)).map_err(|e| e.to_string())?))
+            }
             _ => Err(format!("{data_type} is not flat")),
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  HTTP/2 DATA, cut anywhere --assemble--> FlightData, its body aligned --decode--> batches that are slices of the body
+//!                                               |                 \--folded--> what came as dictionaries, picked from them
 //!                                               \--parquet_rows--> row groups as Parquet --> batches
 //! ```
 //!
@@ -11,6 +12,7 @@
 mod assemble;
 mod decode;
 mod flat;
+mod folded;
 mod parquet_rows;
 #[cfg(test)]
 mod tests;
@@ -21,7 +23,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{BufMut as _, Bytes};
-use flightcache_proto::parquet::{ACCEPT_HEADER, PARQUET, ParquetPiece};
+use flightcache_proto::accept::{ACCEPT_HEADER, DICTIONARIES};
+use flightcache_proto::parquet::ParquetPiece;
 use flightcache_proto::scan::SCAN_STATS_TRAILER;
 use flightcache_proto::{Error, ErrorKind, Result, ScanStats};
 use http::header::{CONTENT_TYPE, TE};
@@ -123,9 +126,9 @@ where
     S: GrpcService<Body, ResponseBody = Body>,
 {
     let mut request = request(DO_GET_PATH, of_ticket(ticket)?);
-    if takes_parquet {
-        request.headers_mut().insert(ACCEPT_HEADER, HeaderValue::from_static(PARQUET));
-    }
+    // PARQUET and DICTIONARIES.
+    let accept = HeaderValue::from_static(if takes_parquet { "parquet, dictionaries" } else { DICTIONARIES });
+    request.headers_mut().insert(ACCEPT_HEADER, accept);
     Ok(Answer { takes_parquet, ..call(service, request).await? })
 }
 

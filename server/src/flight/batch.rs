@@ -9,9 +9,9 @@ use arrow::array::{
     downcast_primitive_array, make_array,
 };
 use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
-use arrow::datatypes::{ByteArrayType, DataType};
+use arrow::datatypes::{ByteArrayType, DataType, Int32Type};
 use arrow::error::ArrowError;
-use arrow::ipc::{self, FieldNode, MessageBuilder, MessageHeader, MetadataVersion, RecordBatchBuilder};
+use arrow::ipc::{self, DictionaryBatchBuilder, FieldNode, MessageBuilder, MessageHeader, MetadataVersion, RecordBatchBuilder};
 use flatbuffers::FlatBufferBuilder;
 
 use super::message::{Body, Frame};
@@ -70,12 +70,23 @@ impl BatchWriter {
         let metadata = match &self.last {
             Some((layout, metadata)) if *layout == self.layout => metadata.clone(),
             _ => {
-                let metadata = self.layout.metadata(body.len());
+                let metadata = self.layout.metadata(None, body.len());
                 self.last = Some((self.layout.clone(), metadata.clone()));
                 metadata
             }
         };
         Ok(Frame::new(metadata, body).with_rows(rows))
+    }
+}
+
+impl BatchWriter {
+    /// The message of a dictionary's values, which are plain.
+    pub(super) fn dictionary(&mut self, id: i64, values: &dyn Array) -> Result<Frame, ArrowError> {
+        let mut layout = Layout { rows: values.len(), ..Layout::default() };
+        let mut writing = Writing { layout: &mut layout, body: Body::default(), slack: Slack::Half };
+        writing.array(values)?;
+        let body = writing.body;
+        Ok(Frame::new(layout.metadata(Some(id), body.len()), body))
     }
 }
 
@@ -87,7 +98,8 @@ impl Layout {
         self.views.clear();
     }
 
-    fn metadata(&self, body_bytes: usize) -> Buffer {
+    /// Of a record batch, or of the dictionary with an id.
+    fn metadata(&self, dictionary: Option<i64>, body_bytes: usize) -> Buffer {
         let mut builder = FlatBufferBuilder::new();
         let buffers = builder.create_vector(&self.buffers);
         let nodes = builder.create_vector(&self.nodes);
@@ -99,12 +111,21 @@ impl Layout {
         if let Some(views) = views {
             batch.add_variadicBufferCounts(views);
         }
-        let batch = batch.finish().as_union_value();
+        let batch = batch.finish();
+        let (header_type, header) = match dictionary {
+            None => (MessageHeader::RecordBatch, batch.as_union_value()),
+            Some(id) => {
+                let mut dictionary = DictionaryBatchBuilder::new(&mut builder);
+                dictionary.add_id(id);
+                dictionary.add_data(batch);
+                (MessageHeader::DictionaryBatch, dictionary.finish().as_union_value())
+            }
+        };
         let mut message = MessageBuilder::new(&mut builder);
         message.add_version(MetadataVersion::V5);
-        message.add_header_type(MessageHeader::RecordBatch);
+        message.add_header_type(header_type);
         message.add_bodyLength(body_bytes as i64);
-        message.add_header(batch);
+        message.add_header(header);
         let message = message.finish();
         builder.finish(message, None);
         Buffer::from(builder.finished_data())
@@ -130,6 +151,8 @@ impl Writing<'_> {
         downcast_primitive_array! {
             array => self.buffer(array.values().inner().clone()),
             DataType::Boolean => self.buffer(array.as_boolean().values().sliced()),
+            // Its values go before the batch, in a message of their own.
+            DataType::Dictionary(..) => self.buffer(array.as_dictionary::<Int32Type>().keys().values().inner().clone()),
             DataType::FixedSizeBinary(_) => self.buffer(array.as_fixed_size_binary().values().clone()),
             DataType::Utf8 => self.bytes(array.as_string::<i32>()),
             DataType::LargeUtf8 => self.bytes(array.as_string::<i64>()),
@@ -269,6 +292,7 @@ pub(super) fn message_bytes(array: &dyn Array, measure: Measure) -> usize {
     let values = match array.data_type() {
         DataType::Null => 0,
         DataType::Boolean => rows.div_ceil(8),
+        DataType::Dictionary(..) => rows * size_of::<i32>(),
         DataType::FixedSizeBinary(width) => rows * *width as usize,
         DataType::Utf8 => of_bytes(array.as_string::<i32>()),
         DataType::LargeUtf8 => of_bytes(array.as_string::<i64>()),

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use arrow_flight::Ticket as FlightTicket;
 use bytes::{Buf as _, Bytes};
-use flightcache_proto::parquet::{ACCEPT_HEADER, PARQUET};
+use flightcache_proto::accept::{ACCEPT_HEADER, DICTIONARIES, PARQUET};
 use flightcache_proto::scan::SCAN_STATS_TRAILER;
 use flightcache_proto::{Error, ErrorKind, Result, Ticket};
 use futures::stream::BoxStream;
@@ -29,7 +29,7 @@ use super::message::Message;
 use super::parquet_rows;
 use super::status::status;
 use crate::admin::{Metrics, ScanMeter, add_time};
-use crate::scan::{Batch, Engine, Part, ScanPlan};
+use crate::scan::{Batch, Engine, Part, ScanPlan, Takes};
 
 /// Large enough for a million row numbers.
 const MAX_TICKET_BYTES: usize = 16 << 20;
@@ -127,8 +127,8 @@ pub(super) fn trailers(ended: &tonic::Status, meter: &ScanMeter) -> HeaderMap {
 /// Answers a gRPC request for `DoGet`.
 pub(super) async fn respond(engine: &Arc<Engine>, request: http::Request<Incoming>) -> http::Response<DoGetBody> {
     let meter = Arc::new(ScanMeter::default());
-    let takes_parquet = takes_parquet(request.headers());
-    let opened = async { open(engine, &ticket(request.into_body()).await?, takes_parquet, &meter).await };
+    let takes = takes(request.headers());
+    let opened = async { open(engine, &ticket(request.into_body()).await?, takes, &meter).await };
     let opened = std::panic::AssertUnwindSafe(opened).catch_unwind().await;
     let messages = match opened.unwrap_or_else(|_| Err(Error::internal("planning gave up; the server's log says why"))) {
         Ok(messages) => messages,
@@ -143,10 +143,18 @@ pub(super) async fn respond(engine: &Arc<Engine>, request: http::Request<Incomin
     response
 }
 
-/// Whether the client says that it takes row groups as Parquet.
-fn takes_parquet(headers: &HeaderMap) -> bool {
+/// What the client says that it takes.
+fn takes(headers: &HeaderMap) -> Takes {
     let values = headers.get_all(ACCEPT_HEADER).into_iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|form| form.trim() == PARQUET)
+    let mut takes = Takes::default();
+    for form in values.flat_map(|value| value.split(',')) {
+        match form.trim() {
+            PARQUET => takes.parquet = true,
+            DICTIONARIES => takes.dictionaries = true,
+            _ => {}
+        }
+    }
+    takes
 }
 
 /// The ticket in a request's body: one gRPC message, uncompressed.
@@ -175,7 +183,7 @@ fn gave_up() -> Error {
 async fn open(
     engine: &Arc<Engine>,
     ticket: &[u8],
-    takes_parquet: bool,
+    takes: Takes,
     meter: &Arc<ScanMeter>,
 ) -> Result<BoxStream<'static, Result<Message>>> {
     let started_at = Instant::now();
@@ -183,6 +191,7 @@ async fn open(
     // Before there is an ending: each failure is counted by the ending or by the caller.
     let compression = plan.request.compression;
     let encoder = Encoder::prepared(&plan.opening(|| Prepared::new(&plan.schema, compression))?);
+    let takes = Takes { dictionaries: takes.dictionaries && encoder.takes_dictionaries(), ..takes };
     let metrics = Arc::clone(engine.metrics());
     metrics.active_scans.inc();
     let ending = Ending {
@@ -192,7 +201,7 @@ async fn open(
         started_at,
         outcome: Some(ErrorKind::Cancelled),
     };
-    let mut parts = Box::pin(engine.answer(plan, Arc::clone(meter), takes_parquet));
+    let mut parts = Box::pin(engine.answer(plan, Arc::clone(meter), takes));
     let meter = Arc::clone(meter);
     let cpu = compression.map(|_| Arc::clone(engine.cpu()));
     let frames = async_stream::stream! {

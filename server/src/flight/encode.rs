@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray as _, MutableArrayData, RecordBatch, RecordBatchOptions, make_array};
 use arrow::buffer::Buffer;
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::{DataType, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::ipc::CompressionType;
 use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions, StreamEncoder};
+use flightcache_proto::accept::FOLDED_SCHEMA;
 use flightcache_proto::{Compression, Error, ErrorKind, Result};
 
 use super::batch::{BatchWriter, Measure, is_plain, message_bytes};
@@ -68,6 +69,15 @@ pub struct Encoder {
     plain: BatchWriter,
     /// For compression, and for layouts that are not plain; there once it is needed.
     stream: Option<StreamEncoder>,
+    /// What the receiver knows of columns that do not come in the announced types.
+    folded: Folded,
+}
+
+/// Columns as dictionaries: the schema that was sent last, and the values.
+#[derive(Default)]
+struct Folded {
+    schema: Option<SchemaRef>,
+    values: Vec<Option<ArrayRef>>,
 }
 
 impl Encoder {
@@ -78,7 +88,7 @@ impl Encoder {
 
     /// An encoder for one more stream.
     pub fn prepared(prepared: &Arc<Prepared>) -> Self {
-        Self { prepared: Arc::clone(prepared), plain: BatchWriter::default(), stream: None }
+        Self { prepared: Arc::clone(prepared), plain: BatchWriter::default(), stream: None, folded: Folded::default() }
     }
 
     /// The frame that opens a stream.
@@ -86,11 +96,20 @@ impl Encoder {
         self.prepared.schema()
     }
 
-    /// The frames of a batch, in row order: as few as stay near the target, none above the bound.
+    /// Whether batches may have dictionaries where values are announced.
+    pub fn takes_dictionaries(&self) -> bool {
+        self.prepared.is_plain
+    }
+
+    /// The frames of a batch, in row order: as few as stay near the target, none above the bound. Before them what they refer to:
+    /// dictionaries, and the schema that has them.
     ///
     /// A single row that exceeds the bound is an error: no split can make it fit.
     pub fn batch(&mut self, batch: &RecordBatch) -> Result<Vec<Frame>> {
         let mut frames = Vec::new();
+        if self.prepared.is_plain {
+            self.fold(batch, &mut frames)?;
+        }
         let rows = batch.num_rows();
         let step = self.rows_per_frame(batch);
         let mut at = 0;
@@ -100,6 +119,38 @@ impl Encoder {
             at += len;
         }
         Ok(frames)
+    }
+
+    /// Tells the receiver of the batch's dictionaries, as far as it does not know them.
+    fn fold(&mut self, batch: &RecordBatch, frames: &mut Vec<Frame>) -> Result<()> {
+        let schema = batch.schema_ref();
+        let known = self.folded.schema.as_ref().unwrap_or(&self.prepared.schema);
+        let is_known = Arc::ptr_eq(known, schema) || known.fields() == schema.fields();
+        if !is_known {
+            let mut metadata = schema.metadata().clone();
+            metadata.insert(FOLDED_SCHEMA.to_owned(), String::new());
+            let told = Schema::new_with_metadata(schema.fields().clone(), metadata);
+            let mut dictionaries = DictionaryTracker::new(false);
+            let options = &self.prepared.options;
+            let encoded = IpcDataGenerator::default().schema_to_bytes_with_dictionary_tracker(&told, &mut dictionaries, options);
+            frames.push(Frame::new(encoded.ipc_message.into(), Body::default()));
+            self.folded = Folded { schema: Some(Arc::clone(schema)), values: Vec::new() };
+        }
+        let dictionaries = batch.columns().iter().filter_map(|column| column.as_any_dictionary_opt());
+        for (number, dictionary) in dictionaries.enumerate() {
+            let values = dictionary.values();
+            self.folded.values.resize(self.folded.values.len().max(number + 1), None);
+            if self.folded.values[number].as_ref().is_some_and(|sent| Arc::ptr_eq(sent, values)) {
+                continue;
+            }
+            let frame = self.plain.dictionary(number as i64, values).map_err(|e| Error::internal(format!("encoding: {e}")))?;
+            if frame.len() + ENVELOPE_BYTES > MAX_FRAME_BYTES {
+                return Err(Error::internal(format!("a dictionary of {} bytes is no message", frame.len())));
+            }
+            frames.push(frame);
+            self.folded.values[number] = Some(Arc::clone(values));
+        }
+        Ok(())
     }
 
     fn push(&mut self, batch: &RecordBatch, frames: &mut Vec<Frame>) -> Result<()> {

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use arrow::array::{Array, ArrayRef, AsArray as _, BooleanArray, RecordBatch, RecordBatchOptions};
 use arrow::compute::{FilterBuilder, cast, take};
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use datafusion::common::ScalarValue;
 use flightcache_proto::{Error, Result};
 use tokio::sync::{mpsc, oneshot};
@@ -27,6 +27,8 @@ use crate::parquet::{Bands, SLICE_ROWS, decode_bands, decoder_panic};
 const TARGET_BATCH_BYTES: usize = 1 << 20;
 /// Bytes one batch may unfold from dictionaries and constants, unless a single row takes more.
 const MAX_UNFOLDED_BYTES: u64 = 8 << 20;
+/// Bytes of the values of a dictionary that is sent as such: they go in one message.
+const MAX_SENT_DICTIONARY_BYTES: usize = 512 << 10;
 /// Bands decoded ahead of their reader.
 const BANDS_AHEAD: usize = 2;
 
@@ -310,7 +312,7 @@ fn filter_band(
         None => None,
     };
     let arrays = plan.output.iter().map(|&column| array(column)).collect::<Result<_>>()?;
-    assemble(plan, arrays, rows, mask.as_ref())
+    assemble(plan, arrays, rows, mask.as_ref(), |_| false)
 }
 
 impl Loaded {
@@ -363,8 +365,9 @@ impl ResidentRows {
         Self { columns: Arc::new(columns), rows, mask, at: 0, window }
     }
 
-    /// The next batch of matching rows, in the announced types.
-    pub(crate) fn next_batch(&mut self, plan: &ScanPlan) -> Option<Result<RecordBatch>> {
+    /// The next batch of matching rows, in the announced types; if the reader `takes_dictionaries`, whole batches with those that
+    /// their columns rest in.
+    pub(crate) fn next_batch(&mut self, plan: &ScanPlan, takes_dictionaries: bool) -> Option<Result<RecordBatch>> {
         while self.at < self.rows {
             let start = self.at;
             let mut len = self.window.min(self.rows - start);
@@ -386,14 +389,23 @@ impl ResidentRows {
                 continue;
             }
             let arrays = plan.output.iter().map(|column| self.columns[column].slice(start, len)).collect::<Result<_>>();
-            return Some(arrays.and_then(|arrays| assemble(plan, arrays, len, mask.as_ref())));
+            // Of few rows, a dictionary may be longer than what they show of it.
+            let stays = |array: &ArrayRef| takes_dictionaries && self.mask.is_none() && is_small_dictionary(array);
+            return Some(arrays.and_then(|arrays| assemble(plan, arrays, len, mask.as_ref(), stays)));
         }
         None
     }
 }
 
-/// A batch of the answer: the rows of `mask`, in the announced types. Copies nothing that is neither filtered nor a dictionary.
-pub(crate) fn assemble(plan: &ScanPlan, arrays: Vec<ArrayRef>, rows: usize, mask: Option<&BooleanArray>) -> Result<RecordBatch> {
+/// A batch of the answer: the rows of `mask`, in the announced types, but for dictionaries that may stay. Copies nothing that is neither
+/// filtered nor a dictionary.
+pub(crate) fn assemble(
+    plan: &ScanPlan,
+    arrays: Vec<ArrayRef>,
+    rows: usize,
+    mask: Option<&BooleanArray>,
+    stays: impl Fn(&ArrayRef) -> bool,
+) -> Result<RecordBatch> {
     let failed = |e: arrow::error::ArrowError| Error::internal(format!("{}: assembling a batch: {e}", plan.request.url));
     let filter = mask.map(|mask| FilterBuilder::new(mask).optimize().build());
     let rows = mask.map_or(rows, BooleanArray::true_count);
@@ -402,12 +414,36 @@ pub(crate) fn assemble(plan: &ScanPlan, arrays: Vec<ArrayRef>, rows: usize, mask
             Some(filter) => filter.filter(&array).map_err(failed)?,
             None => array,
         };
-        if array.data_type() == data_type { Ok(array) } else { unfold(&array, data_type).map_err(failed) }
+        if array.data_type() == data_type || stays(&array) { Ok(array) } else { unfold(&array, data_type).map_err(failed) }
     };
     let types = plan.schema.fields().iter().map(|field| field.data_type());
     let arrays = arrays.into_iter().zip(types).map(settle).collect::<Result<Vec<_>>>()?;
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
-    RecordBatch::try_new_with_options(Arc::clone(&plan.schema), arrays, &options).map_err(failed)
+    RecordBatch::try_new_with_options(schema_of(plan, &arrays), arrays, &options).map_err(failed)
+}
+
+/// The announced schema, with the dictionaries that stayed.
+fn schema_of(plan: &ScanPlan, arrays: &[ArrayRef]) -> SchemaRef {
+    let announced = &plan.schema;
+    let differs = |(array, field): (&ArrayRef, &Arc<Field>)| array.data_type() != field.data_type();
+    if !arrays.iter().zip(announced.fields()).any(differs) {
+        return Arc::clone(announced);
+    }
+    let fields = arrays.iter().zip(announced.fields()).map(|(array, field)| {
+        if array.data_type() == field.data_type() {
+            Arc::clone(field)
+        } else {
+            Arc::new(field.as_ref().clone().with_data_type(array.data_type().clone()))
+        }
+    });
+    Arc::new(Schema::new_with_metadata(fields.collect::<Fields>(), announced.metadata().clone()))
+}
+
+/// Whether an array is a dictionary whose values fit a message with room to spare, and are fewer than its rows.
+fn is_small_dictionary(array: &ArrayRef) -> bool {
+    let Some(dictionary) = array.as_any_dictionary_opt() else { return false };
+    let values = dictionary.values();
+    values.len() < array.len() && values.get_buffer_memory_size() <= MAX_SENT_DICTIONARY_BYTES
 }
 
 /// An array in another type. Views of a dictionary's values are made once and then picked, where there are fewer than rows.

@@ -33,10 +33,19 @@ const MAX_DECODED_AHEAD_BYTES: u64 = 32 << 20;
 
 /// A batch of an answer.
 pub struct Batch {
-    /// In the announced types.
+    /// In the announced types, or where the client takes them as dictionaries of such.
     pub rows: RecordBatch,
     /// The chunks whose memory the rows may show; what is held of them stays accounted.
     pub held: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+/// What a client takes besides Arrow in the announced types.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Takes {
+    /// Whole row groups as Parquet.
+    pub parquet: bool,
+    /// Strings as the dictionaries they rest in.
+    pub dictionaries: bool,
 }
 
 /// What an answer consists of.
@@ -96,11 +105,11 @@ struct Driver {
     answer_turn: oneshot::Receiver<()>,
     ahead: usize,
     max_ahead: usize,
-    takes_parquet: bool,
+    takes: Takes,
 }
 
 impl Driver {
-    fn new(engine: Arc<Engine>, plan: Arc<ScanPlan>, meter: Arc<ScanMeter>, takes_parquet: bool) -> Self {
+    fn new(engine: Arc<Engine>, plan: Arc<ScanPlan>, meter: Arc<ScanMeter>, takes: Takes) -> Self {
         let objects = plan.objects.clone();
         let queue: VecDeque<_> =
             objects.iter().enumerate().flat_map(|(at, object)| object.row_groups.iter().map(move |&group| (at, group))).collect();
@@ -119,7 +128,7 @@ impl Driver {
         };
         let mut max_ahead = fitting(engine.read_ahead_bytes, Footer::compressed_bytes);
         let may_answer_parquet = |object: &ObjectPlan| engine.may_answer_parquet(&plan, &object.footer, &object.columns);
-        if engine.residency == Residency::Parquet && !(takes_parquet && objects.iter().all(may_answer_parquet)) {
+        if engine.residency == Residency::Parquet && !(takes.parquet && objects.iter().all(may_answer_parquet)) {
             // What is decoded ahead is held beyond what may stay.
             max_ahead = max_ahead.min(fitting(MAX_DECODED_AHEAD_BYTES, Footer::decoded_bytes_estimate));
         }
@@ -130,21 +139,7 @@ impl Driver {
         // Their senders are dropped: the first row group's turns have come.
         let (filter_turn, answer_turn) = (oneshot::channel().1, oneshot::channel().1);
         let running = VecDeque::new();
-        Self {
-            engine,
-            plan,
-            meter,
-            request,
-            record,
-            objects,
-            queue,
-            running,
-            filter_turn,
-            answer_turn,
-            ahead,
-            max_ahead,
-            takes_parquet,
-        }
+        Self { engine, plan, meter, request, record, objects, queue, running, filter_turn, answer_turn, ahead, max_ahead, takes }
     }
 
     fn fill(&mut self) {
@@ -162,7 +157,7 @@ impl Driver {
             };
             let turns = Turns { filter: Turn::after(&mut self.filter_turn), answer: Turn::after(&mut self.answer_turn) };
             let (plan, columns) = (Arc::clone(&self.plan), Arc::clone(&part.columns));
-            let load = Arc::clone(&self.engine).row_group(plan, columns, row_group, turns, self.takes_parquet);
+            let load = Arc::clone(&self.engine).row_group(plan, columns, row_group, turns, self.takes.parquet);
             let loaded = Load::begin(load, self.running.is_empty());
             self.running.push_back(Running { object, group, loaded, record });
         }
@@ -195,18 +190,18 @@ impl Engine {
         plan: Arc<ScanPlan>,
         meter: Arc<ScanMeter>,
     ) -> impl Stream<Item = Result<Batch>> + Send + use<> {
-        self.answer(plan, meter, false).map(|part| match part? {
+        self.answer(plan, meter, Takes::default()).map(|part| match part? {
             Part::Batch(batch) => Ok(batch),
             Part::Parquet(_) => Err(Error::internal("Parquet was not asked for")),
         })
     }
 
-    /// The same for a client that may take row groups as Parquet.
+    /// The same for a client that may take other forms.
     pub fn answer(
         self: &Arc<Self>,
         plan: Arc<ScanPlan>,
         meter: Arc<ScanMeter>,
-        takes_parquet: bool,
+        takes: Takes,
     ) -> impl Stream<Item = Result<Part>> + Send + use<> {
         let engine = Arc::clone(self);
         async_stream::try_stream! {
@@ -217,7 +212,7 @@ impl Engine {
                 }
                 left = 0;
             }
-            let mut driver = Driver::new(engine, Arc::clone(&plan), Arc::clone(&meter), takes_parquet);
+            let mut driver = Driver::new(engine, Arc::clone(&plan), Arc::clone(&meter), takes);
             let mut sent_of = None;
             let mut restarts = 0;
             while left > 0 {
@@ -248,7 +243,7 @@ impl Engine {
                     let started = Instant::now();
                     let batch = match &mut batches {
                         Loaded::NoMatch | Loaded::Parquet(_) => None,
-                        Loaded::Resident(rows) => rows.next_batch(&plan),
+                        Loaded::Resident(rows) => rows.next_batch(&plan, takes.dictionaries),
                         Loaded::Banded(bands) => bands.next_batch().await,
                     };
                     let Some(batch) = batch else { break };

@@ -1,6 +1,7 @@
 //! Integration: a server in process on a port of its own, the real client over a real socket, and a store that can be told to
 //! count, stall, fail, and change under the reader's feet.
 
+mod dictionaries;
 mod exchange;
 mod faults;
 mod hostile;

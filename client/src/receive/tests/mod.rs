@@ -2,6 +2,7 @@
 
 mod answers;
 mod batches;
+mod folded;
 mod parquet_rows;
 mod pieces;
 
