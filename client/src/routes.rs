@@ -284,7 +284,9 @@ mod tests {
         let connection = connection("127.0.0.1:50051").unwrap();
         let index = |taken: &[TakenLane]| taken.iter().map(|lane| lane.index).collect::<Vec<_>>();
         // One at a time.
-        assert_eq!([connection.take_lane().index, connection.take_lane().index], [0, 0]);
+        for _ in 0..2 {
+            assert_eq!(connection.take_lane().index, 0);
+        }
         let mut taken: Vec<_> = (0..2 * LANES).map(|_| connection.take_lane()).collect();
         assert_eq!(index(&taken), [0, 1, 2, 3, 0, 1, 2, 3]);
         // The third is free first.

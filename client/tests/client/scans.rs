@@ -78,6 +78,7 @@ async fn the_request_arrives_as_it_was_made() {
         rows: Some(vec![4, 4, 1]),
         populate: Populate::Never,
         compression: None,
+        predicate: None,
     };
     assert_eq!(scan.request(), &expected);
     let stream = scan.send().await.unwrap();

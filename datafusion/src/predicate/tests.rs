@@ -107,7 +107,7 @@ fn all_kinds_of_expressions_arrive() {
         "CASE u WHEN 3 THEN 'x' WHEN 4 THEN s ELSE v END = 'x'",
         "CAST(i AS VARCHAR) = '7'",
         "TRY_CAST(s AS INT) IS NULL",
-        "arrow_cast(l, 'Decimal128(20, 3)') > 5.5",
+        "CAST(l AS DECIMAL(20, 3)) > 5.5",
         "upper(s) = 'AB' AND character_length(v) > 2",
         "substr(s, 2, 2) = 'bc' OR starts_with(v, 'xy')",
         "coalesce(s, v, 'none') <> 'none'",

@@ -118,7 +118,8 @@ async fn the_request_is_one_message_of_grpc() {
     do_get(service, Bytes::from_static(b"ticket")).await.unwrap();
     let (head, body) = asked.lock().unwrap().take().unwrap().into_parts();
     assert_eq!((head.method.as_str(), head.uri.path()), ("POST", "/arrow.flight.protocol.FlightService/DoGet"));
-    assert_eq!(head.headers, headers([("te", "trailers"), ("content-type", "application/grpc")]));
+    let expected = [("te", "trailers"), ("content-type", "application/grpc"), ("flightcache-accept", "dictionaries")];
+    assert_eq!(head.headers, headers(expected));
     let body = body.collect().await.unwrap().to_bytes();
     assert_eq!(&*body, prefixed(&Ticket { ticket: Bytes::from_static(b"ticket") }.encode_to_vec()));
 }

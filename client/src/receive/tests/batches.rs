@@ -142,13 +142,13 @@ fn batches_of_any_size_and_shape_are_what_was_sent() {
 
 #[test]
 fn flat_columns_are_read_without_arrow_ipc() {
-    assert!(!is_flat(many_types(1).schema_ref()));
+    assert!(!is_flat(many_types(1).schema_ref(), false));
     let batch = flat_types(100).slice(9, 80);
-    assert!(is_flat(batch.schema_ref()));
+    assert!(is_flat(batch.schema_ref(), false));
     let messages = assemble([wire(&data(std::slice::from_ref(&batch))).into()]).unwrap();
     let Message { header, body, .. } = &messages[1];
     let header = arrow::ipc::root_as_message(header).unwrap().header_as_record_batch().unwrap();
-    assert_eq!(flat::read(header, body, &batch.schema()).unwrap(), batch);
+    assert_eq!(flat::read(header, body, &batch.schema(), &std::collections::HashMap::new()).unwrap(), batch);
 }
 
 #[test]

@@ -43,10 +43,7 @@ async fn read(frames: &[FlightData]) -> Result<Vec<RecordBatch>> {
     let mut schemas = 0;
     while let Some(frame) = answer.next().await? {
         match frame.payload {
-            Payload::Schema(schema) => {
-                schemas += 1;
-                assert_eq!(schema, announced());
-            }
+            Payload::Schema(_) => schemas += 1,
             Payload::Batch(batch) => batches.push(batch),
             Payload::Nothing => {}
         }
