@@ -141,24 +141,27 @@ impl Asks {
         let url = self.object.url.clone();
         let batches = self.cache.read(share, figures.clone()).map(move |batch| {
             shown.add(&mut counted, figures.get());
-            shaped(batch.map_err(to_datafusion)?, &schema, &url)
+            shaped(&batch.map_err(to_datafusion)?, &schema, &url)
         });
         Ok(Some(batches.boxed()))
     }
 }
 
 /// A batch in the plan's schema: what is announced may say less of its columns, such as that they hold no NULL.
-fn shaped(batch: RecordBatch, schema: &SchemaRef, url: &str) -> Result<RecordBatch> {
+fn shaped(batch: &RecordBatch, schema: &SchemaRef, url: &str) -> Result<RecordBatch> {
     let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
     RecordBatch::try_new_with_options(Arc::clone(schema), batch.columns().to_vec(), &options)
         .map_err(|e| to_datafusion(Error::internal(format!("{url}: the answer does not have the table's columns: {e}"))))
 }
 
+/// One figure.
+type Of = fn(&ScanStats) -> u64;
+
 /// The cache's figures as metrics of the plan.
 #[derive(Clone)]
 struct ShownFigures {
-    counts: [(Count, fn(&ScanStats) -> u64); 6],
-    times: [(Time, fn(&ScanStats) -> u64); 3],
+    counts: [(Count, Of); 6],
+    times: [(Time, Of); 3],
 }
 
 impl ShownFigures {

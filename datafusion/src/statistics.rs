@@ -63,7 +63,9 @@ pub fn read(table: &Schema, bytes: &[u8]) -> Result<Vec<Statistics>> {
     (0..batch.num_rows())
         .map(|row| {
             let columns = table.fields().iter().enumerate().map(|(number, field)| {
-                let [min, max, nulls, exact] = &batch.columns()[4 * number..4 * number + 4] else { return unknown() };
+                let [min, max, nulls, exact] = &batch.columns()[4 * number..4 * number + 4] else {
+                    return Ok(ColumnStatistics::new_unknown());
+                };
                 let exact =
                     exact.as_primitive_opt::<UInt8Type>().filter(|exact| exact.is_valid(row)).map_or(0, |exact| exact.value(row));
                 let bound = |values: &ArrayRef, flag| {
@@ -84,10 +86,6 @@ pub fn read(table: &Schema, bytes: &[u8]) -> Result<Vec<Statistics>> {
             Ok(Statistics { num_rows: Precision::Absent, total_byte_size: Precision::Absent, column_statistics })
         })
         .collect()
-}
-
-fn unknown() -> Result<ColumnStatistics> {
-    Ok(ColumnStatistics::new_unknown())
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! Sets of many values as Bloom filters.
 
-use std::any::Any;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -128,17 +127,12 @@ impl InBloom {
         }
         let mut found = BooleanBuilder::with_capacity(values.len());
         let known = each(values, |value| found.append_option(value.map(|value| self.filter.check(value))));
-        match known {
-            Some(()) => Ok(found.finish()),
-            None => exec_err!("no Bloom filter of values of type {}", values.data_type()),
+        if known.is_none() {
+            return exec_err!("no Bloom filter of values of type {}", values.data_type());
         }
+        Ok(found.finish())
     }
 }
-
-const _: fn() = || {
-    fn is_any<T: Any>() {}
-    is_any::<InBloom>();
-};
 
 #[cfg(test)]
 mod tests {

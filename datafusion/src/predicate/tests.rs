@@ -13,7 +13,7 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::{BinaryExpr, CaseExpr, DynamicFilterPhysicalExpr, InListExpr, col, lit};
 use datafusion::prelude::SessionContext;
 use flightcache_proto::ErrorKind;
-use flightcache_proto::predicate::{Expression, Kind, MAX_DEPTH, Predicate, VERSION};
+use flightcache_proto::predicate::{Expression, Expressions, Kind, MAX_DEPTH, Predicate, VERSION};
 use proptest::prelude::*;
 
 use super::{can_say, read, write};
@@ -207,7 +207,7 @@ fn foreign_bytes_fail_typed() {
         Predicate { version: VERSION, ..Predicate::default() },
         wrap(None),
         wrap(Some(Kind::Literal(3))),
-        wrap(Some(Kind::And(Default::default()))),
+        wrap(Some(Kind::And(Expressions::default()))),
         wrap(Some(Kind::Call(flightcache_proto::predicate::Call { function: "random".into(), arguments: vec![] }))),
         wrap(Some(Kind::Case(Box::default()))),
         wrap(Some(Kind::Binary(Box::default()))),

@@ -1,5 +1,6 @@
 //! The values of a predicate: Arrow arrays, as one record batch of lists.
 
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -70,7 +71,7 @@ fn try_read(values: &Values) -> Result<Vec<ArrayRef>, String> {
     }
     let body = Buffer::from(values.body.as_slice());
     let batch =
-        read_record_batch(&body, batch, schema, &Default::default(), None, &message.version()).map_err(|e| e.to_string())?;
+        read_record_batch(&body, batch, schema, &HashMap::default(), None, &message.version()).map_err(|e| e.to_string())?;
     let lists = batch.columns().iter().map(|column| column.as_list::<i64>().value(0));
     let lists: Vec<_> = lists.collect();
     for items in &lists {

@@ -79,15 +79,13 @@ impl BatchWriter {
     }
 }
 
-impl BatchWriter {
-    /// The message of a dictionary's values, which are plain.
-    pub(super) fn dictionary(&mut self, id: i64, values: &dyn Array) -> Result<Frame, ArrowError> {
-        let mut layout = Layout { rows: values.len(), ..Layout::default() };
-        let mut writing = Writing { layout: &mut layout, body: Body::default(), slack: Slack::Half };
-        writing.array(values)?;
-        let body = writing.body;
-        Ok(Frame::new(layout.metadata(Some(id), body.len()), body))
-    }
+/// The message of a dictionary's values, which are plain.
+pub(super) fn write_dictionary(id: i64, values: &dyn Array) -> Result<Frame, ArrowError> {
+    let mut layout = Layout { rows: values.len(), ..Layout::default() };
+    let mut writing = Writing { layout: &mut layout, body: Body::default(), slack: Slack::Half };
+    writing.array(values)?;
+    let body = writing.body;
+    Ok(Frame::new(layout.metadata(Some(id), body.len()), body))
 }
 
 impl Layout {

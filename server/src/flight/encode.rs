@@ -11,7 +11,7 @@ use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions, S
 use flightcache_proto::accept::FOLDED_SCHEMA;
 use flightcache_proto::{Compression, Error, ErrorKind, Result};
 
-use super::batch::{BatchWriter, Measure, is_plain, message_bytes};
+use super::batch::{BatchWriter, Measure, is_plain, message_bytes, write_dictionary};
 use super::message::{Body, Frame};
 use super::views::Slack;
 
@@ -143,7 +143,7 @@ impl Encoder {
             if self.folded.values[number].as_ref().is_some_and(|sent| Arc::ptr_eq(sent, values)) {
                 continue;
             }
-            let frame = self.plain.dictionary(number as i64, values).map_err(|e| Error::internal(format!("encoding: {e}")))?;
+            let frame = write_dictionary(number as i64, values).map_err(|e| Error::internal(format!("encoding: {e}")))?;
             if frame.len() + ENVELOPE_BYTES > MAX_FRAME_BYTES {
                 return Err(Error::internal(format!("a dictionary of {} bytes is no message", frame.len())));
             }

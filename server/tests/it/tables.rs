@@ -1,4 +1,4 @@
-//! Tables in DataFusion: the same answers as over the files themselves, in plans as good, and little crosses the wire.
+//! Tables in `DataFusion`: the same answers as over the files themselves, in plans as good, and little crosses the wire.
 
 use std::sync::Arc;
 
