@@ -53,7 +53,7 @@ fn bounds<'a>(values: impl Iterator<Item = &'a Precision<ScalarValue>> + Clone, 
     ScalarValue::iter_to_array(values.map(|value| known(value).unwrap_or_else(|| null.clone())))
 }
 
-/// Reads what [`write`] wrote: for each object the statistics of all columns. Rows and bytes are left unknown.
+/// Reads what [`write()`] wrote: for each object the statistics of all columns. Rows and bytes are left unknown.
 pub fn read(table: &Schema, bytes: &[u8]) -> Result<Vec<Statistics>> {
     let mut reader = StreamReader::try_new(Cursor::new(bytes), None)?;
     let Some(batch) = reader.next().transpose()? else { return internal_err!("statistics without a batch") };
