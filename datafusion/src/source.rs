@@ -17,6 +17,8 @@ use datafusion::physical_plan::DisplayFormatType;
 use datafusion::physical_plan::filter_pushdown::{FilterPushdownPropagation, PushedDown};
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 
+use flightcache_proto::predicate::VERSION;
+
 use super::cache::Cache;
 use super::opener::Opener;
 use super::predicate;
@@ -42,6 +44,12 @@ impl CachedSource {
         let projection = SplitProjection::unprojected(&table_schema);
         let metrics = ExecutionPlanMetricsSet::new();
         Self { cache, table, table_schema, projection, exact: Vec::new(), dynamic: Vec::new(), metrics }
+    }
+
+    /// Whether a filter can be said beside those that are.
+    fn can_say_too(&self, filter: &Arc<dyn PhysicalExpr>) -> bool {
+        let all: Vec<_> = self.exact.iter().chain([filter]).collect();
+        predicate::write(all, [], &self.table.schema).is_some_and(|predicate| predicate.is_some())
     }
 }
 
@@ -108,10 +116,13 @@ impl FileSource for CachedSource {
         let mut source = self.clone();
         let mut answers = Vec::new();
         for filter in filters {
-            answers.push(if DynamicFilterTracking::classify(&filter).contains_dynamic_filter() {
+            answers.push(if self.table.predicate_version < VERSION {
+                // The server would not understand.
+                PushedDown::No
+            } else if DynamicFilterTracking::classify(&filter).contains_dynamic_filter() {
                 source.dynamic.push(filter);
                 PushedDown::No
-            } else if predicate::can_say(&filter, &self.table.schema) {
+            } else if source.can_say_too(&filter) {
                 source.exact.push(filter);
                 PushedDown::Yes
             } else {

@@ -36,6 +36,8 @@ pub struct CachedTable {
 pub(crate) struct Described {
     pub(crate) url: String,
     pub(crate) schema: SchemaRef,
+    /// Of the predicates that the server reads.
+    pub(crate) predicate_version: u32,
     /// For shares: the schema as an IPC message, where objects do not determine it.
     pub(crate) ipc_schema: Option<Vec<u8>>,
     pub(crate) objects: Vec<Arc<TableObject>>,
@@ -86,6 +88,7 @@ impl Described {
         }
         Ok(Self {
             url: url.to_owned(),
+            predicate_version: info.predicate_version,
             statistics: merged(&of_objects, &schema)?,
             schema: Arc::new(schema),
             ipc_schema: info.spans_objects.then_some(info.schema),
@@ -95,7 +98,9 @@ impl Described {
     }
 }
 
+/// Objects of no rows have no least value, and partition columns that no row has.
 fn merged(objects: &[Statistics], schema: &Schema) -> Result<Statistics> {
+    let objects: Vec<_> = objects.iter().filter(|object| object.num_rows != Precision::Exact(0)).collect();
     if objects.is_empty() {
         return Ok(Statistics { num_rows: Precision::Exact(0), ..Statistics::new_unknown(schema) });
     }

@@ -15,6 +15,9 @@ pub const MAX_DEPTH: usize = 30;
 /// A predicate longer than this is refused.
 pub const MAX_BYTES: usize = 4 << 20;
 
+/// Items of lists that a predicate refers to, all references together: each becomes an expression.
+pub const MAX_ITEMS: usize = 1 << 18;
+
 /// The functions of [`VERSION`], by `DataFusion`'s names: of their arguments alone, and the same everywhere and always.
 pub const FUNCTIONS: [&str; 37] = [
     "abs",

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray as _, RecordBatch, RecordBatchOptions};
+use arrow::array::{ArrayRef, AsArray as _, Int32Array, RecordBatch, RecordBatchOptions};
 use arrow::compute::{cast, take};
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::{DataType, Int32Type, SchemaRef};
 use flightcache_proto::accept::FOLDED_SCHEMA;
 
 /// Bytes that the values of one batch's column may take, unless views share them: a server sends batches of about 1 MiB.
@@ -59,11 +59,11 @@ impl Folded {
     pub(super) fn unfold(&self, batch: &RecordBatch, announced: &SchemaRef) -> Result<RecordBatch, String> {
         let mut number = 0;
         let columns = batch.columns().iter().map(|column| {
-            let Some(dictionary) = column.as_any_dictionary_opt() else { return Ok(Arc::clone(column)) };
+            let Some(dictionary) = column.as_dictionary_opt::<Int32Type>() else { return Ok(Arc::clone(column)) };
             let values = self.values.get(&number).ok_or("a batch came before its dictionary")?;
             number += 1;
             let keys = dictionary.keys();
-            if !matches!(values.data_type(), DataType::Utf8View) && bytes_at_most(values, keys.len()) > MAX_UNFOLDED_BYTES {
+            if !matches!(values.data_type(), DataType::Utf8View) && unfolded_bytes(values, keys) > MAX_UNFOLDED_BYTES {
                 return Err("a column takes more than 256 MiB".to_owned());
             }
             take(values, keys, None).map_err(|e| e.to_string())
@@ -74,11 +74,15 @@ impl Folded {
     }
 }
 
-/// Bytes of so many values, were each the longest.
-fn bytes_at_most(values: &ArrayRef, rows: usize) -> usize {
-    let longest = match values.data_type() {
-        DataType::Utf8 => values.as_string::<i32>().iter().flatten().map(str::len).max(),
-        _ => values.as_string::<i64>().iter().flatten().map(str::len).max(),
+/// Bytes of the values that keys refer to; a bound where that does.
+fn unfolded_bytes(values: &ArrayRef, keys: &Int32Array) -> usize {
+    let lengths: Vec<usize> = match values.data_type() {
+        DataType::Utf8 => values.as_string::<i32>().offsets().lengths().collect(),
+        _ => values.as_string::<i64>().offsets().lengths().collect(),
     };
-    longest.unwrap_or(0).saturating_mul(rows)
+    let bound = lengths.iter().max().map_or(0, |longest| longest.saturating_mul(keys.len()));
+    if bound <= MAX_UNFOLDED_BYTES {
+        return bound;
+    }
+    keys.iter().flatten().map(|key| lengths.get(key as usize).copied().unwrap_or(0)).fold(0, usize::saturating_add)
 }

@@ -12,4 +12,4 @@ mod values;
 mod write;
 
 pub use read::read;
-pub use write::{can_say, write};
+pub use write::write;

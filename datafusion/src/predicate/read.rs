@@ -6,7 +6,7 @@ use arrow::array::{Array, ArrayRef};
 use datafusion::common::{Column, ScalarValue};
 use datafusion::logical_expr::expr::{BinaryExpr, Case, Cast, InList, Like, ScalarFunction, TryCast};
 use datafusion::logical_expr::{Expr, Operator as Op, ScalarUDF};
-use flightcache_proto::predicate::{self as wire, Expression, Kind, MAX_DEPTH, Operator, Predicate};
+use flightcache_proto::predicate::{self as wire, Expression, Kind, MAX_BYTES, MAX_DEPTH, MAX_ITEMS, Operator, Predicate};
 use flightcache_proto::{Error, Result};
 
 use super::bloom::InBloom;
@@ -19,13 +19,16 @@ const MAX_EXPRESSIONS: usize = 100_000;
 /// What a predicate says. Column names are those of the table; whether it has them is for the planner to say.
 pub fn read(predicate: &Predicate) -> Result<Expr> {
     let lists = predicate.values.as_ref().map(values::read).transpose()?.unwrap_or_default();
-    let mut reader = Reader { lists, expressions: 0 };
+    let mut reader = Reader { lists, expressions: 0, items: 0, bytes: 0 };
     reader.expr(predicate.expression.as_ref(), 0)
 }
 
 struct Reader {
     lists: Vec<ArrayRef>,
     expressions: usize,
+    /// Of lists that were referred to: one may be so many times.
+    items: usize,
+    bytes: usize,
 }
 
 fn invalid(what: impl std::fmt::Display) -> Error {
@@ -47,11 +50,11 @@ impl Reader {
         Ok(match kind.ok_or_else(|| invalid("an expression of no known kind"))? {
             Kind::Column(name) => Expr::Column(Column::new_unqualified(name)),
             Kind::Literal(number) => {
-                let list = self.list(*number)?;
+                let list = self.taken(*number)?;
                 if list.len() != 1 {
                     return Err(invalid(format!("value {number} is a list of {}", list.len())));
                 }
-                Expr::Literal(scalar(list, 0)?, None)
+                Expr::Literal(scalar(&list, 0)?, None)
             }
             Kind::And(all) => self.chain(&all.items, Op::And, depth)?,
             Kind::Or(any) => self.chain(&any.items, Op::Or, depth)?,
@@ -66,8 +69,8 @@ impl Reader {
             )),
             Kind::InList(in_list) => {
                 let expr = self.boxed(in_list.expression.as_deref(), depth)?;
-                let list = self.list(in_list.list)?;
-                let items = (0..list.len()).map(|at| Ok(Expr::Literal(scalar(list, at)?, None))).collect::<Result<_>>()?;
+                let list = self.taken(in_list.list)?;
+                let items = (0..list.len()).map(|at| Ok(Expr::Literal(scalar(&list, at)?, None))).collect::<Result<_>>()?;
                 Expr::InList(InList::new(expr, items, in_list.negated))
             }
             Kind::Like(like) => {
@@ -107,6 +110,17 @@ impl Reader {
 
     fn list(&self, number: u32) -> Result<&ArrayRef> {
         self.lists.get(number as usize).ok_or_else(|| invalid(format!("no value {number}")))
+    }
+
+    /// A list whose items are about to be copied.
+    fn taken(&mut self, number: u32) -> Result<ArrayRef> {
+        let list = Arc::clone(self.list(number)?);
+        self.items = self.items.saturating_add(list.len());
+        self.bytes = self.bytes.saturating_add(list.to_data().get_slice_memory_size().unwrap_or(usize::MAX));
+        if self.items > MAX_ITEMS || self.bytes > 2 * MAX_BYTES {
+            return Err(invalid(format!("it refers to more than {MAX_ITEMS} items, or {} bytes of them", 2 * MAX_BYTES)));
+        }
+        Ok(list)
     }
 
     /// A chain of one operator, nested as little as can be.

@@ -16,7 +16,7 @@ use flightcache_proto::ErrorKind;
 use flightcache_proto::predicate::{Expression, Expressions, Kind, MAX_DEPTH, Predicate, VERSION};
 use proptest::prelude::*;
 
-use super::{can_say, read, write};
+use super::{read, write};
 
 const ROWS: usize = 64;
 
@@ -62,6 +62,10 @@ fn logical(expr: Expr, schema: &SchemaRef) -> Arc<dyn PhysicalExpr> {
 
 fn evaluated(expr: &Arc<dyn PhysicalExpr>, batch: &RecordBatch) -> Result<ArrayRef, String> {
     expr.evaluate(batch).and_then(|value| value.into_array(batch.num_rows())).map_err(|e| e.strip_backtrace())
+}
+
+fn can_say(expr: &Arc<dyn PhysicalExpr>, schema: &SchemaRef) -> bool {
+    write([expr], [], schema).is_some_and(|predicate| predicate.is_some())
 }
 
 /// As it arrives: through bytes, without dynamic filters.
@@ -198,6 +202,48 @@ fn dynamic_filters_are_said_as_they_stand_or_wider() {
     let exact = planned("i > 0", &schema);
     assert_eq!(rows(write([&exact], [&dynamic], &schema).unwrap().unwrap()).iter().filter(|&&row| row <= 20).count(), 0);
     assert!(write([&unsayable], [&dynamic], &schema).is_none());
+}
+
+#[test]
+fn what_is_too_long_is_left_out_or_stays() {
+    let schema = batch().schema();
+    let list = |values: std::ops::Range<i64>| -> Arc<dyn PhysicalExpr> {
+        let list = values.map(|value| lit(ScalarValue::Int64(Some(value)))).collect();
+        Arc::new(InListExpr::try_new(col("l", &schema).unwrap(), list, false, &schema).unwrap())
+    };
+    let (long, other) = (list(0..200_000), list(0..100_000));
+    assert!(can_say(&long, &schema) && can_say(&other, &schema));
+    assert!(write([&long, &other], [], &schema).is_none(), "not both");
+    // What only spares work must not keep the others from being said.
+    let text = || (0..1_000).map(|row| lit(ScalarValue::from(format!("{row}{}", "x".repeat(5_000))))).collect();
+    let dynamic: Arc<dyn PhysicalExpr> =
+        Arc::new(InListExpr::try_new(col("s", &schema).unwrap(), text(), false, &schema).unwrap());
+    let said = write([&long], [&dynamic], &schema).unwrap().unwrap();
+    assert_eq!(said, write([&long], [], &schema).unwrap().unwrap());
+}
+
+#[test]
+fn one_list_that_is_referred_to_often_is_refused() {
+    let values = |list: ArrayRef| super::values::write(vec![list]).unwrap();
+    let literal = || Expression::new(Kind::Literal(0));
+    let chain = |times: usize, kind: fn() -> Expression| {
+        Expression::new(Kind::Or(flightcache_proto::predicate::Expressions { items: (0..times).map(|_| kind()).collect() }))
+    };
+    let read = |expression, list| read(&Predicate { version: VERSION, expression: Some(expression), values: Some(values(list)) });
+    let long: ArrayRef = Arc::new(StringArray::from(vec!["x".repeat(1 << 20)]));
+    assert!(read(literal(), Arc::clone(&long)).is_ok());
+    assert_eq!(read(chain(100, || Expression::new(Kind::Literal(0))), long).unwrap_err().kind, ErrorKind::InvalidRequest);
+    let flags: ArrayRef = Arc::new(BooleanArray::from(vec![true; 1 << 20]));
+    let in_list = flightcache_proto::predicate::InList {
+        expression: Some(Box::new(Expression::new(Kind::Column("b".into())))),
+        list: 0,
+        negated: false,
+    };
+    let in_list = Expression::new(Kind::InList(Box::new(in_list)));
+    assert_eq!(read(in_list.clone(), flags).unwrap_err().kind, ErrorKind::InvalidRequest);
+    // NULLs take no bytes.
+    let nothing: ArrayRef = Arc::new(arrow::array::NullArray::new(1 << 30));
+    assert_eq!(read(in_list, nothing).unwrap_err().kind, ErrorKind::InvalidRequest);
 }
 
 #[test]

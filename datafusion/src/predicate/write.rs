@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{ArrayRef, new_empty_array};
+use arrow::array::{Array, ArrayRef, new_empty_array};
 use arrow::datatypes::{DataType, Schema};
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::{Operator as Op, ScalarUDF};
@@ -13,8 +13,8 @@ use datafusion::physical_expr::expressions::{
 };
 use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
 use flightcache_proto::predicate::{
-    Binary, Bloom, Call, Case, Cast, Expression, Expressions, FUNCTIONS, InList, Kind, Like, MAX_BYTES, MAX_DEPTH, Operator,
-    Predicate, VERSION, When,
+    Binary, Bloom, Call, Case, Cast, Expression, Expressions, FUNCTIONS, InList, Kind, Like, MAX_BYTES, MAX_DEPTH, MAX_ITEMS,
+    Operator, Predicate, VERSION, When,
 };
 
 use super::{bloom, values};
@@ -33,15 +33,21 @@ pub(super) fn built_in(name: &str) -> Option<&'static Arc<ScalarUDF>> {
     BUILT_IN.get(name)
 }
 
-/// Whether a predicate can say exactly what this expression over the columns of `table` says.
-pub fn can_say(expr: &Arc<dyn PhysicalExpr>, table: &Schema) -> bool {
-    write([expr], [], table).is_some_and(|predicate| predicate.is_some())
-}
-
 /// The predicate that is true where all of these are: where all `exact` ones are, which have to be sayable, and of the `dynamic`
-/// ones, as they stand now, what can be said. `None` if an exact one is not sayable; `Some(None)` if there is nothing to say.
+/// ones, as they stand now, what can be said. `None` if the exact ones are not sayable together; `Some(None)` if there is nothing to
+/// say.
 #[allow(clippy::option_option)]
 pub fn write<'a>(
+    exact: impl IntoIterator<Item = &'a Arc<dyn PhysicalExpr>> + Clone,
+    dynamic: impl IntoIterator<Item = &'a Arc<dyn PhysicalExpr>>,
+    table: &Schema,
+) -> Option<Option<Predicate>> {
+    // What is too long with the dynamic ones may not be without.
+    write_all(exact.clone(), dynamic, table).or_else(|| write_all(exact, [], table))
+}
+
+#[allow(clippy::option_option)]
+fn write_all<'a>(
     exact: impl IntoIterator<Item = &'a Arc<dyn PhysicalExpr>>,
     dynamic: impl IntoIterator<Item = &'a Arc<dyn PhysicalExpr>>,
     table: &Schema,
@@ -60,6 +66,9 @@ pub fn write<'a>(
     }
     if all.is_empty() {
         return Some(None);
+    }
+    if writer.lists.iter().map(Array::len).sum::<usize>() > MAX_ITEMS {
+        return None;
     }
     let values = if writer.lists.is_empty() { None } else { Some(values::write(writer.lists)?) };
     let predicate = Predicate { version: VERSION, expression: Some(all_of(all)), values };

@@ -19,6 +19,8 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use flightcache_proto::{Error, ErrorKind, Result};
 
+/// Characters of a filter that an error shows.
+const MAX_SHOWN_CHARS: usize = 1_000;
 /// Filters longer than this are refused.
 const MAX_FILTER_BYTES: usize = 1 << 20;
 
@@ -220,7 +222,9 @@ impl Predicate {
     }
 
     fn failed(&self, error: &DataFusionError) -> Error {
-        Error::invalid(format!("filter {}: {}", self.expr, error.strip_backtrace()))
+        // It travels in a header.
+        let filter: String = self.expr.to_string().chars().take(MAX_SHOWN_CHARS).collect();
+        Error::invalid(format!("filter {filter}: {}", error.strip_backtrace()))
     }
 
     fn schema(&self, types: &[DataType]) -> Schema {

@@ -10,6 +10,7 @@ use datafusion::common::{ColumnStatistics, ScalarValue, Statistics};
 use flightcache_proto::action::{TableInfo, TableObject};
 use flightcache_proto::{Error, Result, ScanRequest, Ticket, predicate};
 use parquet::arrow::arrow_reader::statistics::StatisticsConverter;
+use parquet::basic::{SortOrder, Type as PhysicalType};
 use parquet::file::metadata::RowGroupMetaData;
 
 use super::plan::ObjectPlan;
@@ -89,10 +90,12 @@ fn of_chunks(footer: &Footer, object: &ObjectPlan, column: usize, data_type: &Da
     } else {
         Precision::Absent
     };
-    // Old writers compared all bytes and unsigned numbers as signed.
-    let is_sound = groups(object).all(|group| {
-        group.column(leaf).statistics().is_none_or(|s| !s.is_min_max_deprecated() || s.is_min_max_backwards_compatible())
-    });
+    // Old writers compared everything as signed numbers, or as they pleased.
+    let column = parquet.column(leaf);
+    let is_signed_number = column.sort_order() == SortOrder::SIGNED
+        && matches!(column.physical_type(), PhysicalType::BOOLEAN | PhysicalType::INT32 | PhysicalType::INT64);
+    let is_sound = groups(object)
+        .all(|group| group.column(leaf).statistics().is_none_or(|s| !s.is_min_max_deprecated() || is_signed_number));
     // Row groups of nothing but NULLs have no least value, and need none.
     let all_null: Vec<bool> =
         groups(object).zip(null_counts.iter()).map(|(group, nulls)| nulls == Some(group.num_rows().unsigned_abs())).collect();

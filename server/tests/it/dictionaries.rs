@@ -78,6 +78,19 @@ async fn values_are_the_same_and_fewer_bytes_come() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_long_value_among_short_ones_is_no_reason_to_refuse() {
+    let cache = Cache::start().await;
+    let long = "long ".repeat(20_000);
+    let text: ArrayRef = Arc::new(
+        (0..GROUP_ROWS).map(|row| Some(if row == 77 { long.as_str() } else { ["a", "b"][row % 2] })).collect::<StringArray>(),
+    );
+    cache.store.put("t.parquet", parquet(&RecordBatch::try_from_iter([("text", text.clone())]).unwrap())).await;
+    let batches = cache.client.scan(URL).send().await.unwrap().collect().await.unwrap();
+    assert_eq!(concat_batches(&batches[0].schema(), &batches).unwrap().column(0), &text);
+    cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn parts_of_rows_are_those_that_were_asked_for() {
     let cache = Cache::start().await;
     let table = table();
