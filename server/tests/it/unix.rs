@@ -65,7 +65,8 @@ async fn a_scan_under_way_outlives_the_socket() {
     let cache = Cache::with(over(&path), TestStore::new()).await;
     cache.store.put("t.parquet", file(0, 2_000_000, 100_000, 2)).await;
     let client = Client::connect(&format!("grpc+unix://{}", path.display())).await.unwrap();
-    let mut scan = client.scan(URL).columns(["c0"]).send().await.unwrap();
+    // In one request: shares that are to be asked for later would find the server gone.
+    let mut scan = client.scan(URL).columns(["c0"]).in_one_request().send().await.unwrap();
     let first = scan.try_next().await.unwrap().unwrap();
     let stopping = tokio::spawn(cache.stop());
     crate::support::until("the socket is closed", || !path.exists()).await;
