@@ -84,11 +84,15 @@ def test_files_that_are_none_are_corrupt(server, s3):
 
 def test_actions(server, url, table):
     names = {action.type for action in server.client.list_actions()}
-    assert names == {f"flightcache.{name}" for name in ("stats", "slot_map", "info", "warm", "evict", "set_capacity")}
+    assert names == {f"flightcache.{name}" for name in ("stats", "slot_map", "info", "table", "warm", "evict", "set_capacity")}
     server.act("evict", {"url": url})
     progress = server.act("warm", {"url": url})
     assert progress[-1]["row_groups_done"] == progress[-1]["row_groups_total"] == 1 and progress[-1]["chunks_missed"] == 2
     [info] = server.act("info", {"url": url})
+    [described] = server.act("table", {"url": url})
+    [of_object] = described["objects"]
+    assert of_object["url"] == url and sum(rows for rows, _ in of_object["row_groups"]) == 1_000
+    assert described["predicate_version"] == 1 and not described["spans_objects"]
     assert info["rows"] == 1_000 and [column["name"] for column in info["columns"]] == ["a", "s"]
     assert all(column["resident_chunks"] == 1 for column in info["columns"])
     flights = {f.descriptor.path[0].decode(): f for f in server.client.list_flights()}
