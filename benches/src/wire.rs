@@ -63,7 +63,7 @@ pub struct Options {
     /// Measure whole tables, also when something else is named.
     #[arg(long)]
     tables: bool,
-    /// Measure answers of 1 KiB: requests a second with 1, 16 and 128 under way on one connection.
+    /// Measure answers of 1 KiB: requests a second with 1, 16 and 128 under way, of one client.
     #[arg(long)]
     small: bool,
     /// Measure what a full server accounts for, against its resident set.

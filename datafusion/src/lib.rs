@@ -4,8 +4,7 @@
 //!  SQL --DataFusion--> DataSourceExec(CachedSource) --a share of row groups, a predicate--> Cache --> record batches
 //! ```
 //!
-//! The cache may be behind Arrow Flight (the client library implements [`Cache`]) or in the same process (the server does, for Flight
-//! SQL). Everything a plan needs comes from it: schema, objects, statistics. What is scanned is ordinary to `DataFusion`: a
+//! The client library implements [`Cache`] over Arrow Flight; one in the same process could be read as well. Everything a plan needs comes from it: schema, objects, statistics. What is scanned is ordinary to `DataFusion`: a
 //! [`CachedSource`] is a `FileSource` under its own `DataSourceExec`, so partitions, ordering, repartitioning, dynamic filters and
 //! display are those of native Parquet.
 //!

@@ -8,6 +8,8 @@
 //!                                        |
 //!                                     batches  (rows.rs: the same for row numbers; row_reads.rs: for many small reads;
 //!                                               pick.rs: what both pick of one row group, measured by measure.rs)
+//!
+//!  a URL --table.rs--> what a query planner wants to know
 //! ```
 
 mod kept_plans;

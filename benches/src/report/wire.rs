@@ -36,7 +36,7 @@ pub struct WirePoint {
     pub to_pyarrow: Option<f64>,
 }
 
-/// Small answers over one connection. Medians of rounds.
+/// Small answers to one client. Medians of rounds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct WireRate {
     pub side: String,
@@ -88,7 +88,7 @@ pub(super) fn section(wire: &Wire) -> Rendered {
                 (point_table(&points))
             }
             @if !wire.rates.is_empty() {
-                h3 { "Small answers, one connection" }
+                h3 { "Small answers, one client" }
                 div.beside {
                     (figure::lines(&LinePlot {
                         title: "Requests a second".into(),

@@ -34,7 +34,7 @@ pub(super) struct Ask {
     /// Times that each reads.
     pub(super) passes: u64,
     pub(super) seconds: f64,
-    /// How many read at a time, on one connection.
+    /// How many read at a time, as one client.
     pub(super) in_flight: usize,
     /// Sums the first column up.
     pub(super) checksum: bool,

@@ -1,4 +1,4 @@
-//! Answers of 1 KiB: how many a second one connection brings.
+//! Answers of 1 KiB: how many a second one client gets.
 
 use super::process::{Ask, Launcher, Process};
 use super::tables::Table;
