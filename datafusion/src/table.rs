@@ -166,3 +166,55 @@ fn file(object: &Arc<TableObject>, statistics: &Arc<Statistics>) -> PartitionedF
         .with_statistics(Arc::clone(statistics))
         .with_extension(Arc::clone(object))
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::RecordBatch;
+    use arrow::datatypes::{DataType, Field};
+    use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
+    use datafusion::common::config::ConfigOptions;
+    use datafusion::datasource::physical_plan::FileSource as _;
+    use datafusion::logical_expr::Operator;
+    use datafusion::physical_expr::expressions::{binary, col, lit};
+    use datafusion::physical_plan::filter_pushdown::PushedDown;
+    use flightcache_proto::{Share, predicate};
+    use futures::future::BoxFuture;
+    use futures::stream::BoxStream;
+
+    use super::super::Figures;
+    use super::*;
+
+    #[derive(Debug)]
+    struct Unasked;
+
+    impl Cache for Unasked {
+        fn table(&self, _: &str) -> BoxFuture<'static, flightcache_proto::Result<TableInfo>> {
+            unreachable!()
+        }
+
+        fn read(&self, _: Share, _: Figures) -> BoxStream<'static, flightcache_proto::Result<RecordBatch>> {
+            unreachable!()
+        }
+    }
+
+    #[test]
+    fn a_server_that_reads_no_predicates_gets_none() {
+        let schema = Schema::new(vec![Field::new("a", DataType::Int64, true)]);
+        let mut tracker = DictionaryTracker::new(false);
+        let options = IpcWriteOptions::default();
+        let message = IpcDataGenerator::default().schema_to_bytes_with_dictionary_tracker(&schema, &mut tracker, &options);
+        for (predicate_version, is_pushed) in [(0, false), (predicate::VERSION, true)] {
+            let info = TableInfo {
+                predicate_version,
+                schema: message.ipc_message.clone(),
+                statistics: statistics::write(&schema, &[]).unwrap(),
+                ..TableInfo::default()
+            };
+            let source = CachedSource::new(Arc::new(Unasked), Arc::new(Described::read("s3://lake/t", info).unwrap()));
+            let filter = binary(col("a", &schema).unwrap(), Operator::Gt, lit(1_i64), &schema).unwrap();
+            let answer = source.try_pushdown_filters(vec![filter], &ConfigOptions::new()).unwrap();
+            assert_eq!(matches!(answer.filters[..], [PushedDown::Yes]), is_pushed);
+            assert_eq!(answer.updated_node.is_some(), is_pushed);
+        }
+    }
+}

@@ -129,8 +129,9 @@ async fn so_many_shares_are_read_at_a_time_and_no_more() {
     }
     let reading = tokio::spawn(async move { read(&client).await });
     fake.until("all but the first are sent", |counts| counts.finished == SHARES_AT_A_TIME - 1).await;
-    let Counts { gets, open, .. } = fake.counts();
+    let Counts { gets, open, connections, .. } = fake.counts();
     assert_eq!((gets.len(), open), (SHARES_AT_A_TIME, 1), "the next ones wait for the first");
+    assert_eq!(connections, SHARES_AT_A_TIME, "those that were under way had a connection each");
     gate.notify_one();
     assert_eq!(within_a_minute("the scan", reading).await.unwrap(), ((0..10).collect(), None));
     assert_eq!(fake.counts().gets.len(), tickets.len());
