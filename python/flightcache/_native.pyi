@@ -1,29 +1,12 @@
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypedDict, final
+from typing import final
 
 import pandas
 import pyarrow
 
-class Evicted(TypedDict):
-    """What was forgotten."""
+from .answers import Evicted, ObjectInfo, Stats, WarmProgress
 
-    chunks: int
-    """Column chunks."""
-    bytes: int
-    """What they held."""
-    footers: int
-
-class WarmProgress(TypedDict):
-    """How far warming is."""
-
-    row_groups_done: int
-    row_groups_total: int
-    chunks_hit: int
-    """Column chunks found resident."""
-    chunks_missed: int
-    """Column chunks loaded."""
-    store_bytes: int
-    """Bytes read from the object store."""
+__all__ = ["Batches", "Cache", "Rows", "Table", "connect"]
 
 def connect(location: str) -> Cache:
     """Connects to a server and learns where its data is.
@@ -56,11 +39,12 @@ class Cache:
         """The answer to a query, by the DataFusion in this package.
 
         Tables are those that were registered, and URLs in quotes: ``FROM 's3://lake/trips/*.parquet'``. Filters, those of joins and
-        TopK included, run at the server. Planned at once, run when the rows are asked for.
+        TopK included, run at the server. Planned at once, run when the rows are asked for. Nothing is written; ``CREATE VIEW`` and
+        ``SET`` hold for this connection.
         """
 
     def register(self, name: str, url: str) -> None:
-        """Gives a URL a name in queries."""
+        """Gives a URL a name in queries, whatever had it before."""
 
     def deregister(self, name: str) -> bool:
         """Takes a name back. Whether it was one."""
@@ -82,16 +66,16 @@ class Cache:
         ``progress`` is a function that gets each step, or whether there is a bar (by tqdm); by default in terminals and notebooks.
         """
 
-    def info(self, url: str) -> list[dict[str, Any]]:
+    def info(self, url: str) -> list[ObjectInfo]:
         """Schema, row groups, sizes and what is resident, by object."""
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Stats:
         """The server's figures: capacity, what is resident, hits and misses, requests to the store."""
 
     def evict(self, url: str) -> Evicted:
         """Forgets a URL."""
 
-    def set_capacity(self, capacity_bytes: int) -> dict[str, Any]:
+    def set_capacity(self, capacity_bytes: int) -> Stats:
         """Changes the capacity of the server's cache; its figures after that."""
 
 @final
@@ -120,6 +104,7 @@ class Batches(Iterator[pyarrow.RecordBatch]):
 
     def __iter__(self) -> Batches: ...
     def __next__(self) -> pyarrow.RecordBatch: ...
+    def __arrow_c_schema__(self) -> object: ...
     def close(self) -> None:
         """Stops reading, and the work for it, on the server too."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+
+from .answers import WarmProgress
 
 
 class Report:
     """Takes steps of warming. ``progress`` is a function that gets each; True or False for a bar or none; None for a bar where someone looks."""
 
-    def __init__(self, progress: bool | Callable[[dict[str, Any]], object] | None, url: str) -> None:
+    def __init__(self, progress: bool | Callable[[WarmProgress], object] | None, url: str) -> None:
         self._tell = progress if callable(progress) else None
         self._bar = None
         if progress is True or (progress is None and (sys.stderr.isatty() or "ipykernel" in sys.modules)):
@@ -22,7 +23,7 @@ class Report:
             else:
                 self._bar = tqdm(desc=url, unit=" row groups", total=0, disable=False)
 
-    def __call__(self, step: dict[str, Any]) -> None:
+    def __call__(self, step: WarmProgress) -> None:
         if self._tell:
             self._tell(step)
         if self._bar is not None:

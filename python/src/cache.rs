@@ -1,5 +1,6 @@
 //! The connection.
 
+use datafusion::execution::context::SQLOptions;
 use datafusion::prelude::SessionContext;
 use flightcache::{Client, Error, ScanBuilder, ScanRequest};
 use futures::StreamExt as _;
@@ -61,16 +62,18 @@ impl Cache {
         self.home.wait(py, Rows::of_scan(self.home, self.builder(url, columns, filter, limit)))
     }
 
-    /// The answer to a query, by the `DataFusion` in this package.
+    /// The answer to a query, by the `DataFusion` in this package. It writes nothing; views and settings are the session's.
     fn sql(&self, py: Python<'_>, query: &str) -> PyResult<Rows> {
-        let planned = async { self.session.sql(query).await.map_err(|e| of_query(&e)) };
+        let reading = SQLOptions::new().with_allow_dml(false);
+        let planned = async { self.session.sql_with_options(query, reading).await.map_err(|e| of_query(&e)) };
         Ok(Rows::of_query(self.home, self.home.wait(py, planned)?))
     }
 
-    /// Gives a URL a name in queries.
+    /// Gives a URL a name in queries, whatever had it before.
     fn register(&self, py: Python<'_>, name: &str, url: &str) -> PyResult<()> {
         let registered = async {
             let table = self.client.table(url).await?;
+            self.session.deregister_table(name)?;
             self.session.register_table(name, table)
         };
         self.home.wait(py, async { registered.await.map(drop).map_err(|e| of_query(&e)) })
@@ -85,8 +88,8 @@ impl Cache {
     /// A URL as a table for the `datafusion` package.
     fn table(&self, py: Python<'_>, url: &str) -> PyResult<Table> {
         let opened = async { self.client.table(url).await.map_err(|e| of_query(&e)) };
-        let table = self.home.wait(py, opened)?;
-        Ok(Table { home: self.home, url: url.to_owned(), table })
+        let provider = self.home.wait(py, opened)?;
+        Ok(Table { home: self.home, url: url.to_owned(), provider })
     }
 
     /// Loads what a scan reads into the cache.

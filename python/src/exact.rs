@@ -98,9 +98,8 @@ impl TableProvider for ExactTable {
     }
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
-        let support = |filter: &&Expr| match self.can_say(filter) {
-            true => TableProviderFilterPushDown::Exact,
-            false => TableProviderFilterPushDown::Unsupported,
+        let support = |filter: &&Expr| {
+            if self.can_say(filter) { TableProviderFilterPushDown::Exact } else { TableProviderFilterPushDown::Unsupported }
         };
         Ok(filters.iter().map(support).collect())
     }

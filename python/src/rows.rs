@@ -1,5 +1,6 @@
 //! Rows of a scan or a query: read when they are asked for, as often as they are.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{Array as _, RecordBatch, RecordBatchReader, StructArray};
@@ -69,7 +70,10 @@ impl Rows {
                 }
             })
         };
-        let (schema, stream) = self.home.wait(py, opened)?;
+        let (schema, stream): (_, BoxStream<'static, Result<RecordBatch>>) = self.home.wait(py, opened)?;
+        // Readers of C streams call across languages, where a panic would end the process.
+        let stream = AssertUnwindSafe(stream).catch_unwind();
+        let stream = stream.map(|next| next.unwrap_or_else(|_| Err(Error::internal("reading panicked")))).boxed();
         Ok(Batches { home: self.home, schema, stream: Mutex::new(Some(stream)) })
     }
 }
@@ -100,16 +104,17 @@ impl Rows {
     }
 
     /// Reads them all as a `pyarrow.Table`.
-    fn to_arrow<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        let pyarrow = slf.py().import("pyarrow")?;
-        let batches = slf.get().open(slf.py())?;
-        let schema = pyarrow.call_method1("schema", (slf,))?;
+    fn to_arrow<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let pyarrow = py.import("pyarrow")?;
+        // The schema of this reading: what is known of NULLs may differ from what the query said.
+        let batches = Bound::new(py, self.open(py)?)?;
+        let schema = pyarrow.call_method1("schema", (&batches,))?;
         pyarrow.getattr("Table")?.call_method1("from_batches", (batches, schema))
     }
 
     /// Reads them all as a `pandas.DataFrame`.
-    fn to_pandas<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        Self::to_arrow(slf)?.call_method0("to_pandas")
+    fn to_pandas<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.to_arrow(py)?.call_method0("to_pandas")
     }
 
     fn __repr__(&self) -> String {
@@ -156,6 +161,11 @@ impl Batches {
         let Some(batch) = self.read().transpose().map_err(|failure| failure.into_exception(py))? else { return Ok(None) };
         let batch = Batch { schema: Arc::clone(&self.schema), rows: batch.into() };
         py.import("pyarrow")?.call_method1("record_batch", (batch,)).map(Some)
+    }
+
+    /// The schema of the batches.
+    fn __arrow_c_schema__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyCapsule>> {
+        PyCapsule::new_with_value(py, c_schema(py, &self.schema)?, c"arrow_schema")
     }
 
     /// Stops reading, and the work for it.

@@ -18,7 +18,7 @@ use crate::runtime::Home;
 pub(crate) struct Table {
     pub(crate) home: Home,
     pub(crate) url: String,
-    pub(crate) table: Arc<CachedTable>,
+    pub(crate) provider: Arc<CachedTable>,
 }
 
 #[pymethods]
@@ -34,7 +34,7 @@ impl Table {
         let session = session.ok_or_else(|| mismatch(py, "one that names no session"))?;
         let codec = codec(&session)?;
         let runtime = self.home.runtime()?.handle().clone();
-        let table = Arc::new(ExactTable::new(Arc::clone(&self.table), runtime.clone()));
+        let table = Arc::new(ExactTable::new(Arc::clone(&self.provider), runtime.clone()));
         let provider = FFI_TableProvider::new_with_ffi_codec(table, true, Some(runtime), codec);
         PyCapsule::new_with_value(py, provider, c"datafusion_table_provider")
     }

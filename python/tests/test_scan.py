@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROWS, parquet, servers, values
+from flightcache import answers
 
 
 def test_types(cache, url, table):
@@ -52,8 +53,8 @@ def test_readers(cache, url, table):
     plain = table.select(["id", "small", "f", "word", "text", "price", "at", "day", "flag"])
     rows = cache.scan(url, columns=plain.schema.names)
     assert polars.DataFrame(rows).equals(polars.from_arrow(plain), null_equal=True)
-    ours = duckdb.sql("SELECT word, count(*), sum(id), max(price), min(at) FROM rows GROUP BY word ORDER BY word").fetchall()
-    assert ours == duckdb.sql("SELECT word, count(*), sum(id), max(price), min(at) FROM plain GROUP BY word ORDER BY word").fetchall()
+    ours = duckdb.sql("SELECT word, count(*), sum(id), max(price), min(day) FROM rows GROUP BY word ORDER BY word").fetchall()
+    assert ours == duckdb.sql("SELECT word, count(*), sum(id), max(price), min(day) FROM plain GROUP BY word ORDER BY word").fetchall()
     assert rows.to_pandas().equals(pa.table(rows).to_pandas())
     assert list(rows.to_pandas()["text"]) == plain["text"].to_pylist()
     read = pa.RecordBatchReader.from_stream(rows).read_all()
@@ -170,9 +171,13 @@ def test_looking_after_it(s3, cache, table, capsys):
     [held] = cache.info(url)
     assert held["rows"] == ROWS and len(held["row_groups"]) == 5
     assert [column["resident_chunks"] for column in held["columns"][:4]] == [5, 0, 0, 5]
-    assert cache.evict(url)["chunks"] == 10
+    evicted = cache.evict(url)
+    assert evicted["chunks"] == 10 and set(answers.Evicted.__annotations__) == set(evicted)
     stats = cache.stats()
     assert stats["capacity_bytes"] == 256 << 20
+    column, group = held["columns"][0], held["row_groups"][0]
+    for answer, told in [(answers.WarmProgress, done), (answers.ObjectInfo, held), (answers.ColumnInfo, column), (answers.RowGroupInfo, group), (answers.Stats, stats)]:
+        assert set(answer.__annotations__) == set(told)
     assert cache.set_capacity(200 << 20)["capacity_bytes"] == 200 << 20
     cache.set_capacity(256 << 20)
 
