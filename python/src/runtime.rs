@@ -65,7 +65,7 @@ impl Home {
                         done = &mut work => return done,
                         () = tokio::time::sleep(SIGNALS_EVERY) => {
                             let ended = || Error::internal("Python has ended");
-                            Python::try_attach(Python::check_signals).ok_or_else(ended)??;
+                            Python::try_attach(|py| py.check_signals()).ok_or_else(ended)??;
                         }
                     }
                 }

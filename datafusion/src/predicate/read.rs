@@ -75,7 +75,11 @@ impl Reader {
             }
             Kind::Like(like) => {
                 let expr = self.boxed(like.expression.as_deref(), depth)?;
-                let pattern = self.boxed(like.pattern.as_deref(), depth)?;
+                let mut pattern = self.boxed(like.pattern.as_deref(), depth)?;
+                // Plain, it goes with dictionaries of strings too.
+                if let Expr::Literal(ScalarValue::Utf8View(text) | ScalarValue::LargeUtf8(text), _) = &mut *pattern {
+                    *pattern = Expr::Literal(ScalarValue::Utf8(text.take()), None);
+                }
                 Expr::Like(Like::new(like.negated, expr, pattern, None, like.case_insensitive))
             }
             Kind::Cast(cast) => {
