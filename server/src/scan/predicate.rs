@@ -246,7 +246,8 @@ impl Predicate {
         let expr =
             DFSchema::try_from(schema).and_then(|schema| self.planner.physical(self.expr.clone(), &schema, self.asked_at)).ok();
         // What is planned over dictionaries need not go with them: a pattern of views, for one.
-        let is_announced = self.columns.iter().zip(types).all(|(&column, data_type)| self.table.field(column).data_type() == data_type);
+        let is_announced =
+            self.columns.iter().zip(types).all(|(&column, data_type)| self.table.field(column).data_type() == data_type);
         let expr = expr.filter(|expr| is_announced || expr.evaluate(&none).is_ok());
         bound.insert(types.to_vec(), expr.clone());
         expr
