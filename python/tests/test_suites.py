@@ -31,6 +31,13 @@ def unlimited(query):
     return re.sub(r"(?is)\slimit\s[^()]*$", "", query)
 
 
+@pytest.fixture
+def server(s3):
+    server = servers.Server("--source", "s3://lake/", "--capacity", "256MiB", env=s3.env)
+    yield server
+    server.stop()
+
+
 def check(suite, count, files, server, urls):
     cache = flightcache.connect(server.uri)
     plain, ours = datafusion.SessionContext(), datafusion.SessionContext()
@@ -54,18 +61,14 @@ def check(suite, count, files, server, urls):
     assert cache.stats()["chunks_hit"] > 0
 
 
-def test_tpch(s3, tmp_path):
+def test_tpch(s3, server, tmp_path):
     subprocess.run([pathlib.Path(sys.executable).parent / "tpchgen-cli", "parquet", "-s", "0.01", "-o", tmp_path], check=True, capture_output=True)
     files = {path.stem: path for path in sorted(tmp_path.glob("*.parquet"))}
     urls = {name: s3.put(f"tpch/{path.name}", path.read_bytes()) for name, path in files.items()}
-    server = servers.Server("--source", "s3://lake/tpch/", "--capacity", "256MiB", env=s3.env)
     check("tpch", 22, files, server, urls)
-    server.stop()
 
 
 @pytest.mark.skipif(not HITS.exists(), reason="no table of ClickBench's here")
-def test_clickbench(s3):
+def test_clickbench(s3, server):
     urls = {"hits": s3.put("hits/hits.parquet", HITS.read_bytes())}
-    server = servers.Server("--source", "s3://lake/hits/", "--capacity", "256MiB", env=s3.env)
     check("clickbench", 43, {"hits": HITS}, server, urls)
-    server.stop()
