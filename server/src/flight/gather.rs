@@ -77,7 +77,9 @@ impl<S: AsyncWrite + Unpin> Gather<S> {
     fn poll_write(&mut self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<Result<usize>> {
         let bytes = pieces.iter().map(|piece| piece.len()).sum::<usize>();
         if bytes <= SMALL_BYTES && self.kept.len() + bytes <= MOST_BYTES {
-            pieces.iter().for_each(|piece| self.kept.extend_from_slice(piece));
+            for piece in pieces {
+                self.kept.extend_from_slice(piece);
+            }
             return Poll::Ready(Ok(bytes));
         }
         while self.written < self.kept.len() {
