@@ -9,10 +9,9 @@ from collections import Counter
 import datafusion
 import flightcache
 import pytest
-from conftest import ROOT, servers
+from conftest import ROOT, load, servers
 
-sys.path.append(str(ROOT / "ci/tests"))
-import hits
+hits = load("hits", "ci/tests/hits.py")
 
 
 def queries(suite):
