@@ -1,6 +1,8 @@
 """SQL as ADBC sends it, and the command line."""
 
 import subprocess
+import time
+import urllib.request
 
 import adbc_driver_flightsql.dbapi as adbc
 import pyarrow as pa
@@ -73,6 +75,22 @@ def test_refusals_are_typed(connection):
     for sql, said in [("DELETE FROM trips", "read only"), ("SELECT * FROM 's3://other/x'", "outside the declared sources"), ("SELECT nosuch FROM trips", "nosuch")]:
         with pytest.raises(adbc.Error, match=said):
             ask(connection, sql)
+
+
+def test_a_reader_that_leaves_stops_the_work(servers):
+    def running():
+        metrics = urllib.request.urlopen(servers[0].admin + "/metrics", timeout=10).read().decode()
+        return next(line.split()[1] for line in metrics.splitlines() if line.startswith("flightcache_active_statements "))
+
+    with adbc.connect(servers[0].uri, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT value FROM generate_series(1, 1000000000000)")
+        assert cursor.fetchone() == (1,)
+        assert running() == "1"
+        cursor.adbc_cancel()
+    deadline = time.monotonic() + 60
+    while running() != "0":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_statement_prepared_on_one_server_is_answered_by_another(servers):

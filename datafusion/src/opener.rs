@@ -143,19 +143,17 @@ impl Asks {
         let batches = self.cache.read(share, figures).map(Some).chain(futures::stream::once(async { None }));
         let batches = batches.filter_map(move |batch| {
             shown.update();
-            let shaped = match batch {
-                Some(batch) => Some(batch.map_err(to_datafusion).and_then(|batch| shaped(&batch, &schema, &url))),
+            let Some(batch) = batch else {
                 // All came that will: the rest was left out.
-                None => {
-                    shown.of.rows_pruned.add(rows_left_out.take().unwrap_or_default() as usize);
-                    None
-                }
+                shown.of.rows_pruned.add(rows_left_out.take().unwrap_or_default() as usize);
+                return std::future::ready(None);
             };
-            rows_left_out = match &shaped {
-                Some(Ok(batch)) => rows_left_out.map(|left| left.saturating_sub(batch.num_rows() as u64)),
-                Some(Err(_)) | None => None,
+            let batch = batch.map_err(to_datafusion).and_then(|batch| shaped(&batch, &schema, &url));
+            rows_left_out = match &batch {
+                Ok(batch) => rows_left_out.map(|left| left.saturating_sub(batch.num_rows() as u64)),
+                Err(_) => None,
             };
-            std::future::ready(shaped)
+            std::future::ready(Some(batch))
         });
         Ok(Some(batches.boxed()))
     }

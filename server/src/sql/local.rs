@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use arrow::array::RecordBatch;
@@ -37,8 +37,12 @@ impl LocalCache {
 
     /// Forgets what was looked up, some of which turned out overwritten; the next statement asks the store.
     pub(super) fn forget(&self) {
-        let tables = std::mem::take(&mut *self.tables.lock().unwrap_or_else(PoisonError::into_inner));
+        let tables = std::mem::take(&mut *self.tables());
         tables.iter().for_each(|(url, table)| self.engine.forget_table(url, table));
+    }
+
+    fn tables(&self) -> MutexGuard<'_, HashMap<String, TableInfo>> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -51,17 +55,16 @@ impl std::fmt::Debug for LocalCache {
 impl Cache for LocalCache {
     fn table(&self, url: &str) -> BoxFuture<'static, Result<TableInfo>> {
         let (cache, url) = (self.clone(), url.to_owned());
-        let known = move |cache: &Self, url: &str| cache.tables.lock().unwrap_or_else(PoisonError::into_inner).get(url).cloned();
         async move {
-            if let Some(table) = known(&cache, &url) {
+            let known = cache.tables().get(&url).cloned();
+            if let Some(table) = known {
                 return Ok(table);
             }
-            let LocalCache { engine, io, meter, tables } = cache;
-            let asked = url.clone();
-            let asking = AbortOnDropHandle::new(io.spawn(async move { engine.table(&asked, &meter).await }));
+            let (engine, meter, asked) = (Arc::clone(&cache.engine), Arc::clone(&cache.meter), url.clone());
+            let asking = AbortOnDropHandle::new(cache.io.spawn(async move { engine.table(&asked, &meter).await }));
             let table = asking.await.unwrap_or_else(|_| Err(Error::internal(format!("{url}: planning gave up"))))?;
-            // Another mention may have been first: theirs is the version.
-            Ok(tables.lock().unwrap_or_else(PoisonError::into_inner).entry(url).or_insert(table).clone())
+            // Another mention may have been first: its version is the one.
+            Ok(cache.tables().entry(url).or_insert(table).clone())
         }
         .boxed()
     }
