@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use crate::exchange::Exchange;
 use crate::retry::{from_status, retrying};
 use crate::routes::{Routes, flight};
-use crate::scan::ScanBuilder;
+use crate::scan::{ScanBuilder, ScanStream};
 
 /// A connection to a Flightcache. Cheap to clone; clones share routes and channels.
 #[derive(Clone, Debug)]
@@ -48,6 +48,12 @@ impl Client {
     /// A scan of an object, a prefix ending in `/`, or a glob.
     pub fn scan(&self, url: impl Into<String>) -> ScanBuilder {
         ScanBuilder::new(self.clone(), ScanRequest::new(url))
+    }
+
+    /// Runs a SQL statement on the server, over named tables and quoted URLs: `SELECT … FROM 's3://lake/trips/'`. The stream is
+    /// empty for statements that answer nothing.
+    pub async fn sql(&self, statement: impl Into<String>) -> Result<ScanStream> {
+        crate::sql::send(self, statement.into()).await
     }
 
     /// Opens a stream for many small requests: tens of thousands a second and more.

@@ -31,6 +31,7 @@ pub mod receive;
 mod retry;
 pub mod routes;
 pub mod scan;
+mod sql;
 
 pub use client::Client;
 pub use exchange::{Exchange, RowTemplate};

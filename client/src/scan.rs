@@ -36,11 +36,11 @@ pub struct ScanBuilder {
     is_direct: bool,
 }
 
-/// The batches of a scan, in order. Dropping it stops the work on both sides.
+/// The batches of a scan or a SQL statement, in order. Dropping it stops the work on both sides.
 pub struct ScanStream {
-    schema: SchemaRef,
-    stats: Arc<Mutex<Vec<ScanStats>>>,
-    batches: BoxStream<'static, Result<RecordBatch>>,
+    pub(crate) schema: SchemaRef,
+    pub(crate) stats: Arc<Mutex<Vec<ScanStats>>>,
+    pub(crate) batches: BoxStream<'static, Result<RecordBatch>>,
 }
 
 /// App metadata of an endpoint.

@@ -4,8 +4,8 @@
 //!  SQL --DataFusion--> DataSourceExec(CachedSource) --a share of row groups, a predicate--> Cache --> record batches
 //! ```
 //!
-//! The client library implements [`Cache`] over Arrow Flight; one in the same process could be read as well. Everything a plan needs comes from it: schema, objects, statistics. What is scanned is ordinary to `DataFusion`: a
-//! [`CachedSource`] is a `FileSource` under its own `DataSourceExec`, so partitions, ordering, repartitioning, dynamic filters and
+//! The client library implements [`Cache`] over Arrow Flight, the server for its own SQL in its own process. Everything a plan needs
+//! comes from it: schema, objects, statistics. What is scanned is ordinary to `DataFusion`: a [`CachedSource`] is a `FileSource` under its own `DataSourceExec`, so partitions, ordering, repartitioning, dynamic filters and
 //! display are those of native Parquet.
 //!
 //! Reading order: [`CachedTable`] (what is registered), [`CachedSource`] (what a plan holds), `opener.rs` (what is asked, and when),

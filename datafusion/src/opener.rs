@@ -134,14 +134,26 @@ impl Asks {
             schema_hash: 0,
             asked_at_us: 0,
         };
+        let rows: u64 = self.object.row_groups[first as usize..end as usize].iter().map(|(rows, _)| rows).sum();
         let figures = Figures::default();
-        let shown = self.figures.clone();
-        let mut counted = ScanStats::default();
+        let mut shown = Shown { of: self.figures.clone(), figures: figures.clone(), counted: ScanStats::default() };
         let schema = Arc::clone(&self.schema);
         let url = self.object.url.clone();
-        let batches = self.cache.read(share, figures.clone()).map(move |batch| {
-            shown.add(&mut counted, figures.get());
-            shaped(&batch.map_err(to_datafusion)?, &schema, &url)
+        let mut rows_left_out = Some(rows).filter(|_| self.limit.is_none());
+        let batches = self.cache.read(share, figures).map(Some).chain(futures::stream::once(async { None }));
+        let batches = batches.filter_map(move |batch| {
+            shown.update();
+            let Some(batch) = batch else {
+                // All came that will: the rest was left out.
+                shown.of.rows_pruned.add(rows_left_out.take().unwrap_or_default() as usize);
+                return std::future::ready(None);
+            };
+            let batch = batch.map_err(to_datafusion).and_then(|batch| shaped(&batch, &schema, &url));
+            rows_left_out = match &batch {
+                Ok(batch) => rows_left_out.map(|left| left.saturating_sub(batch.num_rows() as u64)),
+                Err(_) => None,
+            };
+            std::future::ready(Some(batch))
         });
         Ok(Some(batches.boxed()))
     }
@@ -157,9 +169,30 @@ fn shaped(batch: &RecordBatch, schema: &SchemaRef, url: &str) -> Result<RecordBa
 /// One figure.
 type Of = fn(&ScanStats) -> u64;
 
+/// The figures of one ask, shown as far as they are known: also of an answer that nobody reads to its end.
+struct Shown {
+    of: ShownFigures,
+    figures: Figures,
+    counted: ScanStats,
+}
+
+impl Shown {
+    fn update(&mut self) {
+        self.of.add(&mut self.counted, self.figures.get());
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.update();
+    }
+}
+
 /// The cache's figures as metrics of the plan.
 #[derive(Clone)]
 struct ShownFigures {
+    /// Rows that were asked for, and were not wanted where they lie.
+    rows_pruned: Count,
     counts: [(Count, Of); 6],
     times: [(Time, Of); 3],
 }
@@ -169,6 +202,7 @@ impl ShownFigures {
         let count = |name: &'static str| MetricBuilder::new(metrics).counter(name, partition);
         let time = |name: &'static str| MetricBuilder::new(metrics).subset_time(name, partition);
         Self {
+            rows_pruned: count("rows_pruned"),
             counts: [
                 (count("chunks_hit"), |stats| stats.chunks_hit),
                 (count("chunks_missed"), |stats| stats.chunks_missed),

@@ -11,7 +11,8 @@
 //! knows all rooms.
 //!
 //! Reading order: [`settings`] and [`server`] (how it starts), [`flight`] (what comes in), [`scan`] (what happens), then
-//! [`object`], [`parquet`] and [`cache`], each of which stands alone; [`admin`] and [`record`] look on.
+//! [`object`], [`parquet`] and [`cache`], each of which stands alone; [`sql`], which asks [`scan`] as clients do; [`admin`] and
+//! [`record`] look on.
 
 pub mod admin;
 pub mod cache;
@@ -22,6 +23,7 @@ pub mod record;
 pub mod scan;
 pub mod server;
 pub mod settings;
+pub mod sql;
 
 pub use server::Server;
 pub use settings::Settings;

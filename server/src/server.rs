@@ -19,6 +19,7 @@ use crate::object::Sources;
 use crate::record::Recorder;
 use crate::scan::Engine;
 use crate::settings::Settings;
+use crate::sql::Sql;
 
 /// Requests are not larger.
 const MAX_REQUEST_BYTES: usize = 16 << 20;
@@ -29,6 +30,7 @@ pub struct Server {
     admin_addr: SocketAddr,
     unix_path: Option<PathBuf>,
     engine: Arc<Engine>,
+    sql: Arc<Sql>,
     ready: Arc<AtomicBool>,
     stop: watch::Sender<bool>,
     flight: JoinHandle<()>,
@@ -61,6 +63,7 @@ impl Server {
         let recorder =
             settings.record.as_deref().map(|path| Recorder::create(path, metrics.record_dropped.clone())).transpose()?;
         let engine = Engine::recorded(settings, sources, metrics, SlotMap::single(1, node), recorder);
+        let sql = Sql::new(settings, Arc::clone(&engine), tokio::runtime::Handle::current())?;
 
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<FlightServiceServer<FlightcacheService>>().await;
@@ -71,10 +74,10 @@ impl Server {
             .map_err(|e| Error::internal(format!("reflection: {e}")))?;
         // Large enough for a million row numbers.
         let flight =
-            FlightServiceServer::new(FlightcacheService::new(Arc::clone(&engine))).max_decoding_message_size(MAX_REQUEST_BYTES);
+            FlightServiceServer::new(FlightcacheService::new(Arc::clone(&sql))).max_decoding_message_size(MAX_REQUEST_BYTES);
         let routes = tonic::service::Routes::new(health_service).add_service(reflection).add_service(flight).prepare();
         let (stop, stopped) = watch::channel(false);
-        let port = FlightPort::new(Arc::clone(&engine), routes, stopped.clone());
+        let port = FlightPort::new(Arc::clone(&sql), routes, stopped.clone());
         // Without it a small answer waits 40 ms.
         let flight_listener = flight_listener.tap_io(|stream| drop(stream.set_nodelay(true)));
         let over_tcp = serve(flight_listener, port.clone());
@@ -94,6 +97,7 @@ impl Server {
             admin_addr,
             unix_path,
             engine,
+            sql,
             ready,
             stop,
             flight: tokio::spawn(flight),
@@ -121,6 +125,11 @@ impl Server {
     /// What the server knows.
     pub fn engine(&self) -> &Arc<Engine> {
         &self.engine
+    }
+
+    /// What answers SQL.
+    pub fn sql(&self) -> &Arc<Sql> {
+        &self.sql
     }
 
     /// Takes no new requests, lets those under way end within the drain time, then stops

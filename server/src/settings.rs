@@ -55,6 +55,13 @@ pub struct Settings {
     /// How long a load waits for memory before it fails.
     #[serde(with = "humantime_text")]
     pub memory_wait: Duration,
+    /// Memory for all running SQL statements together, beyond the cache: sorts, joins, aggregates. What needs more spills.
+    pub sql_memory: ByteSize,
+    /// Bytes that all running SQL statements together may spill to disk; 0 for none.
+    pub sql_spill: ByteSize,
+    /// Directory they spill to; without it the system's for temporary files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sql_spill_directory: Option<PathBuf>,
     /// How long running requests may go on after SIGTERM.
     #[serde(with = "humantime_text")]
     pub drain: Duration,
@@ -68,6 +75,9 @@ pub struct Settings {
     /// What may be read.
     #[serde(rename = "source", skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<SourceSettings>,
+    /// Tables of SQL: names, and the URLs they stand for.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tables: BTreeMap<String, String>,
 }
 
 /// One source.
@@ -127,11 +137,15 @@ impl Default for Settings {
             store_retries: 10,
             read_ahead: ByteSize::mib(64),
             memory_wait: Duration::from_secs(30),
+            sql_memory: ByteSize::mib(512),
+            sql_spill: ByteSize::gib(8),
+            sql_spill_directory: None,
             drain: Duration::from_secs(30),
             record: None,
             log_format: LogFormat::Text,
             log: "info".to_owned(),
             sources: Vec::new(),
+            tables: BTreeMap::new(),
         }
     }
 }
@@ -161,6 +175,11 @@ impl Settings {
         }
         if !(0.0..=1.0).contains(&self.protected_share) {
             return Err(Error::invalid("protected_share must lie between 0 and 1"));
+        }
+        if let Some((name, url)) =
+            self.tables.iter().find(|(name, url)| name.is_empty() || name.contains("://") || url.is_empty())
+        {
+            return Err(Error::invalid(format!("tables: {name:?} = {url:?} is not a name and a URL")));
         }
         if self.partitions == 0 || self.store_requests == 0 {
             return Err(Error::invalid("partitions and store_requests must be at least 1"));
@@ -253,6 +272,18 @@ pub struct Flags {
     #[arg(long, env = "FLIGHTCACHE_MEMORY_WAIT", value_name = "DURATION")]
     #[serde(skip_serializing_if = "Option::is_none")]
     memory_wait: Option<String>,
+    /// Memory for all running SQL statements together, beyond the cache.
+    #[arg(long, env = "FLIGHTCACHE_SQL_MEMORY", value_name = "BYTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sql_memory: Option<ByteSize>,
+    /// Bytes that all running SQL statements together may spill to disk.
+    #[arg(long, env = "FLIGHTCACHE_SQL_SPILL", value_name = "BYTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sql_spill: Option<ByteSize>,
+    /// Directory they spill to.
+    #[arg(long, env = "FLIGHTCACHE_SQL_SPILL_DIRECTORY", value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sql_spill_directory: Option<PathBuf>,
     /// How long running requests may go on after SIGTERM, such as 30s.
     #[arg(long, env = "FLIGHTCACHE_DRAIN", value_name = "DURATION")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -316,7 +347,7 @@ mod tests {
     #[test]
     fn flags_win_over_the_file_and_print_what_results() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let toml = "capacity = \"2GiB\"\nfreshness = \"immutable\"\n[[source]]\nurl = \"s3://lake/\"\n[source.options]\nsecret_access_key = \"hush\"\n";
+        let toml = "capacity = \"2GiB\"\nfreshness = \"immutable\"\n[tables]\ntrips = \"s3://lake/trips/\"\n[[source]]\nurl = \"s3://lake/\"\n[source.options]\nsecret_access_key = \"hush\"\n";
         std::fs::write(file.path(), toml).unwrap();
         let path = file.path().to_str().unwrap();
         let settings =
@@ -330,6 +361,7 @@ mod tests {
         assert!(!printed.contains("hush"), "{printed}");
         let again: Settings = toml::from_str(&printed).unwrap();
         assert_eq!((again.capacity, again.record), (settings.capacity, Some("t.jsonl".into())));
+        assert_eq!(again.tables, [("trips".to_owned(), "s3://lake/trips/".to_owned())].into());
     }
 
     #[test]

@@ -74,6 +74,7 @@ metrics! {
         footer_bytes: "flightcache_footer_resident_bytes", "Bytes of resident footers";
         resident_footers: "flightcache_footer_resident", "Resident footers";
         active_scans: "flightcache_active_scans", "Scans being streamed";
+        active_statements: "flightcache_active_statements", "SQL statements being streamed";
     }
     histograms {
         plan_seconds: "flightcache_plan_seconds", "Time to plan a scan: listings, footers, pruning";
@@ -83,6 +84,7 @@ metrics! {
         encode_seconds: "flightcache_encode_seconds", "Time to encode one batch";
         first_batch_seconds: "flightcache_first_batch_seconds", "Time from request to the first batch";
         scan_seconds: "flightcache_scan_seconds", "Time from request to the end of a scan";
+        statement_seconds: "flightcache_statement_seconds", "Time from request to the end of a SQL statement";
     }
 }
 
@@ -103,6 +105,12 @@ macro_rules! meter {
             /// The figures so far.
             pub fn snapshot(&self) -> ScanStats {
                 ScanStats { $($field: self.$field.load(Ordering::Relaxed),)* }
+            }
+
+            /// Counts what a scan took that is part of this, but for the rows and bytes of its answer, which stay here.
+            pub(crate) fn add(&self, part: &ScanStats) {
+                let part = ScanStats { rows: 0, bytes: 0, ..*part };
+                $(self.$field.fetch_add(part.$field, Ordering::Relaxed);)*
             }
         }
     };

@@ -23,7 +23,7 @@ pub(super) async fn run(engine: &Arc<Engine>, name: &str, body: &[u8]) -> Result
         }
         action::TABLE => {
             let request: UrlRequest = parse(name, body)?;
-            vec![to_result(&engine.table(&request.url).await?)]
+            vec![to_result(&engine.table(&request.url, &Arc::default()).await?)]
         }
         action::EVICT => {
             let request: UrlRequest = parse(name, body)?;

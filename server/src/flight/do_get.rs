@@ -27,9 +27,11 @@ use tokio_util::task::AbortOnDropHandle;
 use super::encode::{Encoder, Prepared};
 use super::message::Message;
 use super::parquet_rows;
+use super::sql;
 use super::status::status;
 use crate::admin::{Metrics, ScanMeter, add_time};
 use crate::scan::{Batch, Engine, Part, ScanPlan, Takes};
+use crate::sql::Sql;
 
 /// Large enough for a million row numbers.
 const MAX_TICKET_BYTES: usize = 16 << 20;
@@ -125,10 +127,16 @@ pub(super) fn trailers(ended: &tonic::Status, meter: &ScanMeter) -> HeaderMap {
 }
 
 /// Answers a gRPC request for `DoGet`.
-pub(super) async fn respond(engine: &Arc<Engine>, request: http::Request<Incoming>) -> http::Response<DoGetBody> {
+pub(super) async fn respond(engine: &Arc<Engine>, sql: &Arc<Sql>, request: http::Request<Incoming>) -> http::Response<DoGetBody> {
     let meter = Arc::new(ScanMeter::default());
     let takes = takes(request.headers());
-    let opened = async { open(engine, &ticket(request.into_body()).await?, takes, &meter).await };
+    let opened = async {
+        let ticket = ticket(request.into_body()).await?;
+        if sql::is_flight_sql(&ticket) {
+            return sql::open(sql, &ticket, &meter).await;
+        }
+        open(engine, &ticket, takes, &meter).await
+    };
     let opened = std::panic::AssertUnwindSafe(opened).catch_unwind().await;
     let messages = match opened.unwrap_or_else(|_| Err(Error::internal("planning gave up; the server's log says why"))) {
         Ok(messages) => messages,
@@ -175,7 +183,7 @@ async fn ticket(body: Incoming) -> Result<Bytes> {
     Ok(ticket.ticket)
 }
 
-fn gave_up() -> Error {
+pub(super) fn gave_up() -> Error {
     Error::internal("the scan gave up; the server's log says why")
 }
 

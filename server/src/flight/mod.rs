@@ -5,6 +5,7 @@
 //!      |                                                             |  batches, row groups as Parquet
 //!      +--> do_get.rs (stream, figures) <-- message.rs <-- encode.rs, parquet_rows.rs (frames of at most 2 MiB)
 //!      +--> exchange.rs (many requests, one stream) <--+
+//!      +--> sql/ (Flight SQL: statements, tables; over crate::sql)
 //! ```
 
 mod actions;
@@ -17,6 +18,7 @@ mod message;
 mod parquet_rows;
 mod port;
 mod service;
+mod sql;
 mod status;
 mod unix;
 mod views;

@@ -31,6 +31,7 @@ use super::exchange;
 use super::gather::Gathered;
 use super::message::Message;
 use crate::scan::Engine;
+use crate::sql::Sql;
 
 const DO_GET_PATH: &str = "/arrow.flight.protocol.FlightService/DoGet";
 const DO_EXCHANGE_PATH: &str = "/arrow.flight.protocol.FlightService/DoExchange";
@@ -45,6 +46,7 @@ type AnyBody = UnsyncBoxBody<Message, Box<dyn std::error::Error + Send + Sync>>;
 #[derive(Clone)]
 pub struct FlightPort {
     engine: Arc<Engine>,
+    sql: Arc<Sql>,
     routes: Routes,
     is_local: bool,
     stopped: watch::Receiver<bool>,
@@ -56,8 +58,8 @@ pub(super) struct OverUnixSocket;
 
 impl FlightPort {
     /// `routes` answer everything but `DoGet` and `DoExchange`. Exchanges end when told to stop.
-    pub fn new(engine: Arc<Engine>, routes: Routes, stopped: watch::Receiver<bool>) -> Self {
-        Self { engine, routes, is_local: false, stopped }
+    pub fn new(sql: Arc<Sql>, routes: Routes, stopped: watch::Receiver<bool>) -> Self {
+        Self { engine: Arc::clone(sql.engine()), sql, routes, is_local: false, stopped }
     }
 
     /// The same for connections over a Unix socket.
@@ -84,7 +86,7 @@ impl FlightPort {
         }
         match request.uri().path() {
             DO_GET_PATH if request.method() == http::Method::POST => {
-                return do_get::respond(&self.engine, request)
+                return do_get::respond(&self.engine, &self.sql, request)
                     .await
                     .map(|body| AnyBody::new(body.map_err(|never| match never {})));
             }

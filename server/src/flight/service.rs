@@ -17,19 +17,22 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::actions;
 use super::port::OverUnixSocket;
+use super::sql;
 use super::status::status;
 use crate::admin::ScanMeter;
 use crate::scan::{Engine, ipc_schema};
+use crate::sql::Sql;
 
 /// Decoded bytes one endpoint's share aims at.
 const SHARE_BYTES: u64 = 256 << 20;
 /// Endpoints a scan is cut into at most.
 const MAX_SHARES: u64 = 64;
 
-/// Arrow Flight over an [`Engine`].
+/// Arrow Flight over an [`Engine`], and Flight SQL over the same.
 #[derive(Clone)]
 pub struct FlightcacheService {
     engine: Arc<Engine>,
+    sql: Arc<Sql>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -37,8 +40,8 @@ type Frames<T> = BoxStream<'static, Result<T, Status>>;
 
 impl FlightcacheService {
     /// The service.
-    pub fn new(engine: Arc<Engine>) -> Self {
-        Self { engine }
+    pub fn new(sql: Arc<Sql>) -> Self {
+        Self { engine: Arc::clone(sql.engine()), sql }
     }
 
     fn count<T>(&self, method: &str, result: Result<T>) -> Result<T, Status> {
@@ -52,6 +55,9 @@ impl FlightcacheService {
 
     /// `is_local` says that the client came over a Unix socket.
     async fn flight_info(&self, descriptor: FlightDescriptor, is_local: bool) -> Result<FlightInfo> {
+        if sql::is_flight_sql(&descriptor.cmd) {
+            return sql::info(&self.sql, descriptor).await;
+        }
         let started = Instant::now();
         let request = scan_of(&descriptor)?;
         let url = request.url.clone();
@@ -93,6 +99,9 @@ impl FlightcacheService {
     }
 
     async fn schema(&self, descriptor: &FlightDescriptor) -> Result<SchemaResult> {
+        if sql::is_flight_sql(&descriptor.cmd) {
+            return sql::schema(&self.sql, descriptor).await;
+        }
         let plan = self.engine.plan(&Ticket::Scan(scan_of(descriptor)?), &Arc::default()).await?;
         Ok(SchemaResult { schema: encapsulated(&ipc_schema(&plan.schema)?) })
     }
@@ -137,7 +146,7 @@ fn scan_of(descriptor: &FlightDescriptor) -> Result<ScanRequest> {
 }
 
 /// A schema message with its IPC prefix, as `FlightInfo` and `SchemaResult` carry it.
-fn encapsulated(message: &[u8]) -> Bytes {
+pub(super) fn encapsulated(message: &[u8]) -> Bytes {
     let mut bytes = Vec::with_capacity(message.len() + 16);
     let padded = message.len().next_multiple_of(8);
     bytes.extend_from_slice(&[0xff; 4]);
@@ -184,14 +193,18 @@ impl FlightService for FlightcacheService {
 
     async fn do_action(&self, request: Request<Action>) -> Answer<Self::DoActionStream> {
         let Action { r#type, body } = request.into_inner();
-        let results = actions::run(&self.engine, &r#type, &body).await;
+        let results = match sql::run(&self.sql, &r#type, &body).await {
+            Some(results) => results.map(|results| futures::stream::iter(results).map(Ok).boxed()),
+            None => actions::run(&self.engine, &r#type, &body).await,
+        };
         let results = self.count("do_action", results)?;
         Ok(Response::new(results.map_err(|error| status(&error)).boxed()))
     }
 
     async fn list_actions(&self, _: Request<Empty>) -> Answer<Self::ListActionsStream> {
-        let types = action::ALL
-            .map(|(name, description)| Ok(ActionType { r#type: name.to_owned(), description: description.to_owned() }));
+        let types = action::ALL.into_iter().chain(sql::ACTIONS);
+        let types =
+            types.map(|(name, description)| Ok(ActionType { r#type: name.to_owned(), description: description.to_owned() }));
         Ok(Response::new(futures::stream::iter(types).boxed()))
     }
 
@@ -199,12 +212,14 @@ impl FlightService for FlightcacheService {
         unsupported("PollFlightInfo")
     }
 
+    /// Answered, for clients that begin with it. It means nothing here.
     async fn handshake(&self, _: Request<Streaming<HandshakeRequest>>) -> Answer<Self::HandshakeStream> {
-        unsupported("Handshake")
+        Ok(Response::new(futures::stream::iter([Ok(HandshakeResponse::default())]).boxed()))
     }
 
-    async fn do_put(&self, _: Request<Streaming<FlightData>>) -> Answer<Self::DoPutStream> {
-        unsupported("DoPut")
+    async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Answer<Self::DoPutStream> {
+        let result = self.count("do_put", sql::put(&self.sql, request.into_inner()).await)?;
+        Ok(Response::new(futures::stream::iter([Ok(result)]).boxed()))
     }
 
     /// Never called, like `do_get`.

@@ -20,9 +20,8 @@ use crate::parquet::Footer;
 
 impl Engine {
     /// An object, a prefix or a glob as a table.
-    pub async fn table(self: &Arc<Self>, url: &str) -> Result<TableInfo> {
-        let meter = Arc::new(ScanMeter::default());
-        let plan = self.plan(&Ticket::Scan(ScanRequest::new(url)), &meter).await?;
+    pub async fn table(self: &Arc<Self>, url: &str, meter: &Arc<ScanMeter>) -> Result<TableInfo> {
+        let plan = self.plan(&Ticket::Scan(ScanRequest::new(url)), meter).await?;
         // It is the same while the footers are.
         let statistics = plan.statistics.get_or_init(|| of_objects(&plan));
         let statistics = statistics.clone().map_err(|e| Error::internal(format!("{url}: {e}")))?;
@@ -41,6 +40,19 @@ impl Engine {
             objects: plan.objects.iter().map(object).collect(),
             statistics: statistics.to_vec(),
         })
+    }
+
+    /// Refuses a URL outside the sources. No I/O.
+    pub(crate) fn check_url(&self, url: &str) -> Result<()> {
+        self.sources.resolve(url).map(drop)
+    }
+
+    /// Forgets what a table was made of, some of which turned out overwritten: the next look at it asks the store.
+    pub(crate) fn forget_table(&self, url: &str, table: &TableInfo) {
+        self.listings.forget(url);
+        for object in &table.objects {
+            self.footers.forget(&object.url);
+        }
     }
 }
 

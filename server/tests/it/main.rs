@@ -12,6 +12,7 @@ mod pushdown;
 mod record;
 mod requests;
 mod residency;
+mod sql;
 mod store;
 mod support;
 mod tables;

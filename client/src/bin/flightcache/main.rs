@@ -45,6 +45,17 @@ enum Command {
         #[arg(short, long)]
         output: Option<PathBuf>,
     },
+    /// Run a SQL statement on the server, over named tables and quoted URLs.
+    Sql {
+        /// Such as "SELECT count(*) FROM 's3://lake/trips/'", EXPLAIN ANALYZE …, SHOW TABLES.
+        statement: String,
+        /// Output format.
+        #[arg(long, value_enum, default_value = "table")]
+        format: Format,
+        /// Write to a file instead of standard output.
+        #[arg(short, long)]
+        output: Option<PathBuf>,
+    },
     /// Show schema, row groups, sizes and what is resident.
     Info {
         url: String,
@@ -113,6 +124,7 @@ async fn run(cli: Cli) -> Result<()> {
             let populate = if no_populate { Populate::Never } else { Populate::Auto };
             output::get(&client, ScanRequest { rows, populate, ..scan.request() }, transfer, format, output.as_deref()).await
         }
+        Command::Sql { statement, format, output } => output::sql(&client, statement, format, output.as_deref()).await,
         Command::Info { url, json } => {
             let objects = client.info(&url).await?;
             if json { print_json(&objects) } else { show::info(&objects) }

@@ -59,15 +59,48 @@ pub(crate) async fn get(
         // One more than is shown tells whether there is more.
         request.limit = Some(TABLE_ROWS + 1);
     }
-    if output.is_none() && format == Format::Parquet && io::stdout().is_terminal() {
-        return Err(Error::invalid("Parquet is not for terminals: add -o FILE"));
-    }
     let mut scan = client.scan(request.url.clone());
     scan = if let Some(columns) = request.columns { scan.columns(columns) } else { scan };
     scan = if let Some(filter) = request.filter { scan.filter(filter) } else { scan };
     scan = if let Some(limit) = request.limit { scan.limit(limit) } else { scan };
     scan = if let Some(rows) = request.rows { scan.rows(rows) } else { scan };
     let stream = scan.populate(request.populate).transfer(transfer).send().await?;
+    put(stream, format, output, is_cut).await
+}
+
+/// Runs a statement and prints its answer: plans as text, all else in the format asked for.
+pub(crate) async fn sql(client: &Client, statement: String, format: Format, output: Option<&Path>) -> Result<()> {
+    let stream = client.sql(statement).await?;
+    let schema = stream.schema();
+    if schema.fields().is_empty() {
+        stream.collect().await?;
+        return say("done");
+    }
+    let is_plan = schema.fields().iter().map(|field| field.name().as_str()).eq(["plan_type", "plan"]);
+    if is_plan && format == Format::Table && output.is_none() {
+        return write_plans(&stream.collect().await?);
+    }
+    put(stream, format, output, format == Format::Table).await
+}
+
+/// Plans are trees of lines, which a table's cells would cut.
+fn write_plans(batches: &[RecordBatch]) -> Result<()> {
+    let options = FormatOptions::default();
+    for batch in batches {
+        let formatters = batch.columns().iter().map(|array| ArrayFormatter::try_new(array.as_ref(), &options));
+        let formatters = formatters.collect::<std::result::Result<Vec<_>, _>>().map_err(|e| Error::internal(e.to_string()))?;
+        for row in 0..batch.num_rows() {
+            let [kind, plan] = [0, 1].map(|column: usize| formatters[column].value(row).to_string());
+            say(&format!("{kind}:\n{}", plan.trim_end()))?;
+        }
+    }
+    Ok(())
+}
+
+async fn put(stream: ScanStream, format: Format, output: Option<&Path>, is_cut: bool) -> Result<()> {
+    if output.is_none() && format == Format::Parquet && io::stdout().is_terminal() {
+        return Err(Error::invalid("Parquet is not for terminals: add -o FILE"));
+    }
     if format == Format::Csv {
         check_csv(&stream.schema())?;
     }
@@ -147,9 +180,19 @@ fn check_csv(schema: &Schema) -> Result<()> {
     }
 }
 
-async fn write_table(stream: ScanStream, mut out: impl Write + Send, is_cut: bool) -> Result<()> {
+async fn write_table(mut stream: ScanStream, mut out: impl Write + Send, is_cut: bool) -> Result<()> {
     let schema = stream.schema();
-    let batches = stream.collect().await?;
+    let mut batches = Vec::new();
+    let mut rows_read = 0;
+    while let Some(batch) = stream.try_next().await? {
+        rows_read += batch.num_rows();
+        batches.push(batch);
+        if is_cut && rows_read > TABLE_ROWS as usize {
+            break;
+        }
+    }
+    // The rest, if there is any, need not come.
+    drop(stream);
     let width = if io::stdout().is_terminal() { comfy_table::Table::new().width().unwrap_or(120) } else { 200 };
     // What a column needs at least: its name, and a few characters.
     let mut left = usize::from(width);
@@ -187,7 +230,7 @@ async fn write_table(stream: ScanStream, mut out: impl Write + Send, is_cut: boo
         eprintln!("{} of {} columns shown: choose with --columns, or use another --format", shown, schema.fields().len());
     }
     if is_cut && total as u64 > TABLE_ROWS {
-        eprintln!("the first {TABLE_ROWS} rows shown: use --limit, or another --format for all of them");
+        eprintln!("the first {TABLE_ROWS} rows shown: use a limit, or another --format for all of them");
     }
     Ok(())
 }
