@@ -266,7 +266,7 @@ fn check_size(sql: &str) -> Result<usize> {
 }
 
 /// Runs what recurses as deep as an expression is nested.
-fn on_deep_stack<T>(work: impl FnOnce() -> T) -> T {
+pub(super) fn on_deep_stack<T>(work: impl FnOnce() -> T) -> T {
     stacker::maybe_grow(STACK_BYTES / 2, STACK_BYTES, work)
 }
 
