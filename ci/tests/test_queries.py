@@ -8,7 +8,7 @@ import hits
 import pytest
 from conftest import BIN
 
-DOORS = "provider"
+DOORS = "provider,rule,flight-sql"
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ pub(crate) fn session(client: &Client) -> SessionContext {
     let session = SessionContext::new_with_config(SessionConfig::new().with_information_schema(true));
     let registered = Arc::clone(session.state_ref().read().catalog_list());
     let catalogs = DynamicFileCatalog::new(registered, Arc::new(Urls(client.clone())));
-    session.into_state_builder().with_catalog_list(Arc::new(catalogs)).build().into()
+    let session = session.into_state_builder().with_catalog_list(Arc::new(catalogs));
+    flightcache::datafusion::with_rules(session, None).build().into()
 }
 
 /// Tables by their URL.

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use bytesize::ByteSize;
 use clap::ValueEnum;
+use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::prelude::{ParquetReadOptions, SessionConfig, SessionContext};
 use flightcache::Client;
+use flightcache::datafusion::with_rules;
 use flightcache_server::Server;
 use futures::StreamExt as _;
 use object_store::ObjectStore;
@@ -24,17 +26,27 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 pub enum Door {
     /// `DataFusion` that reads Parquet from the store.
     Plain,
-    /// `DataFusion` over tables of the client library.
+    /// `DataFusion` over tables of the client library, with its rules.
     Provider,
+    /// `DataFusion` over Parquet of the store, which a rule has it read through the cache.
+    Rule,
+    /// The server, over Flight SQL.
+    FlightSql,
 }
 
 /// Who answers, with a store and a server of its own.
 pub(super) struct Side {
     pub(super) name: String,
-    context: SessionContext,
+    engine: Engine,
     /// `None` where files are read as such.
     store: Option<Arc<SlowStore>>,
     cache: Option<(Server, Client, u64)>,
+}
+
+/// What runs the queries.
+enum Engine {
+    Here(SessionContext),
+    Server,
 }
 
 /// Plain first, then the others in the order in which they were asked for.
@@ -49,6 +61,8 @@ pub(super) async fn start(options: &Options) -> Result<Vec<Side>> {
         match door {
             Door::Plain => {}
             Door::Provider => sides.push(provider(options, distant()).await?),
+            Door::Rule => sides.push(rule(options, distant()).await?),
+            Door::FlightSql => sides.push(flight_sql(options, distant()).await?),
         }
     }
     Ok(sides)
@@ -70,41 +84,77 @@ async fn file(store: &dyn ObjectStore, table: &str) -> Result<String> {
     Err(format!("there is no {file} and no {table}/").into())
 }
 
-fn context() -> SessionContext {
+fn config() -> SessionConfig {
     let mut config = SessionConfig::new();
     // Strings that were written as binary are strings, for every side.
     config.options_mut().execution.parquet.binary_as_string = true;
-    SessionContext::new_with_config(config)
+    config
+}
+
+/// A session with the rules of the client library, that of rerouting if there is a client to reroute to.
+async fn ruled(reroute_to: Option<&Client>) -> Result<SessionContext> {
+    let reroute = match reroute_to {
+        Some(client) => Some(client.reroute().await?),
+        None => None,
+    };
+    let state = SessionStateBuilder::new().with_config(config()).with_default_features();
+    Ok(SessionContext::new_with_state(with_rules(state, reroute).build()))
 }
 
 async fn plain(options: &Options, store: Arc<SlowStore>) -> Result<Side> {
-    let context = context();
-    context.register_object_store(&Url::parse(SOURCE)?, Arc::clone(&store) as Arc<dyn ObjectStore>);
+    let context = SessionContext::new_with_config(config());
+    register(options, &context, &store).await?;
+    Ok(Side { name: "plain".to_owned(), engine: Engine::Here(context), store: Some(store), cache: None })
+}
+
+/// The tables as Parquet of the store.
+async fn register(options: &Options, context: &SessionContext, store: &Arc<SlowStore>) -> Result<()> {
+    context.register_object_store(&Url::parse(SOURCE)?, Arc::clone(store) as Arc<dyn ObjectStore>);
     for table in options.suite.tables() {
-        let url = format!("{SOURCE}{}", file(&*store, table).await?);
+        let url = format!("{SOURCE}{}", file(&**store, table).await?);
         context.register_parquet(*table, url, ParquetReadOptions::default()).await?;
     }
-    Ok(Side { name: "plain".to_owned(), context, store: Some(store), cache: None })
+    Ok(())
 }
 
 async fn of_files(options: &Options, directory: &str) -> Result<Side> {
-    let context = context();
+    let context = SessionContext::new_with_config(config());
     let store = place::open(directory)?;
     for table in options.suite.tables() {
         let path = format!("{directory}/{}", file(&*store, table).await?);
         context.register_parquet(*table, path, ParquetReadOptions::default()).await?;
     }
-    Ok(Side { name: "plain, local files".to_owned(), context, store: None, cache: None })
+    Ok(Side { name: "plain, local files".to_owned(), engine: Engine::Here(context), store: None, cache: None })
 }
 
 async fn provider(options: &Options, store: Arc<SlowStore>) -> Result<Side> {
     let (server, client) = serve(&store, options.capacity).await?;
-    let context = context();
+    let context = ruled(None).await?;
     for table in options.suite.tables() {
         let url = format!("{SOURCE}{}", file(&*store, table).await?);
         context.register_table(*table, client.table(&url).await?)?;
     }
-    Ok(Side { name: "provider".to_owned(), context, store: Some(store), cache: Some((server, client, 0)) })
+    let cache = Some((server, client, 0));
+    Ok(Side { name: "provider".to_owned(), engine: Engine::Here(context), store: Some(store), cache })
+}
+
+async fn rule(options: &Options, store: Arc<SlowStore>) -> Result<Side> {
+    let (server, client) = serve(&store, options.capacity).await?;
+    let context = ruled(Some(&client)).await?;
+    register(options, &context, &store).await?;
+    let cache = Some((server, client, 0));
+    Ok(Side { name: "rule".to_owned(), engine: Engine::Here(context), store: Some(store), cache })
+}
+
+async fn flight_sql(options: &Options, store: Arc<SlowStore>) -> Result<Side> {
+    let (server, client) = serve(&store, options.capacity).await?;
+    for table in options.suite.tables() {
+        let statement =
+            format!("CREATE EXTERNAL TABLE {table} STORED AS PARQUET LOCATION '{SOURCE}{}'", file(&*store, table).await?);
+        client.sql(statement).await?.collect().await?;
+    }
+    let cache = Some((server, client, 0));
+    Ok(Side { name: "Flight SQL".to_owned(), engine: Engine::Server, store: Some(store), cache })
 }
 
 async fn serve(store: &Arc<SlowStore>, capacity: ByteSize) -> Result<(Server, Client)> {
@@ -116,9 +166,19 @@ async fn serve(store: &Arc<SlowStore>, capacity: ByteSize) -> Result<(Server, Cl
 impl Side {
     /// All rows of a query's answer.
     pub(super) async fn answer(&mut self, sql: &str) -> Result<Answer> {
-        let frame = self.context.sql(sql).await?;
-        let schema = Arc::new(frame.schema().as_arrow().clone());
-        Ok(Answer::new(&schema, &frame.collect().await?)?)
+        match (&self.engine, &self.cache) {
+            (Engine::Here(context), _) => {
+                let frame = context.sql(sql).await?;
+                let schema = Arc::new(frame.schema().as_arrow().clone());
+                Ok(Answer::new(&schema, &frame.collect().await?)?)
+            }
+            (Engine::Server, Some((_, client, _))) => {
+                let rows = client.sql(sql).await?;
+                let schema = rows.schema();
+                Ok(Answer::new(&schema, &rows.collect().await?)?)
+            }
+            (Engine::Server, None) => Err("there is no server".into()),
+        }
     }
 
     /// Bytes moved to the engine, and requests to the store, since the last call.

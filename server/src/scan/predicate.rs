@@ -272,7 +272,7 @@ fn check_size(sql: &str) -> Result<usize> {
 }
 
 /// Runs what recurses as deep as an expression is nested.
-fn on_deep_stack<T>(work: impl FnOnce() -> T) -> T {
+pub(super) fn on_deep_stack<T>(work: impl FnOnce() -> T) -> T {
     stacker::maybe_grow(STACK_BYTES / 2, STACK_BYTES, work)
 }
 
@@ -379,7 +379,8 @@ mod tests {
                 (in_list(s(), vec![literal("yy"), literal("Xx")], &false, &table).unwrap(), [false, false, true, false, true]),
             ] {
                 let written = flightcache_datafusion::predicate::write([&filter], [], &table).flatten().unwrap();
-                let read = Predicate::read(&Arc::new(Planner::default()), &prost::Message::encode_to_vec(&written), &table, 0).unwrap();
+                let read =
+                    Predicate::read(&Arc::new(Planner::default()), &prost::Message::encode_to_vec(&written), &table, 0).unwrap();
                 for array in [&plain, &dictionary] {
                     let mask = read.evaluate(vec![Arc::clone(array)], 5).unwrap();
                     assert_eq!(mask, BooleanArray::from(expected.to_vec()), "{filter} on {}", array.data_type());
