@@ -12,6 +12,7 @@
 //!  a URL --table.rs--> what a query planner wants to know
 //! ```
 
+mod growth;
 mod kept_plans;
 mod load;
 mod manage;
@@ -35,6 +36,7 @@ use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
 use flightcache_proto::{Error, Result, SlotMap};
 use tokio::sync::Semaphore;
 
+pub(crate) use growth::BoundGrowth;
 pub use parquet_rows::ParquetRows;
 pub use plan::ScanPlan;
 pub use resident::{ChunkKey, Form};
