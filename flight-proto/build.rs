@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let own = [
         "flightcache/v1/scan.proto",
         "flightcache/v1/predicate.proto",
+        "flightcache/v1/aggregation.proto",
         "flightcache/v1/exchange.proto",
         "flightcache/v1/parquet.proto",
     ];

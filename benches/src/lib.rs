@@ -4,7 +4,7 @@
 //! steps.
 //!
 //! Reading order: [`place`] and [`slow_store`] (where the data is, and how far away), [`generate`] and [`data`] (what it is),
-//! [`mod@replay`], [`mod@load`], [`mod@simulate`], [`scans`], [`residency`] and [`wire`] (what is measured), [`workloads`],
+//! [`mod@replay`], [`mod@load`], [`mod@simulate`], [`scans`], [`residency`], [`mod@sql`] and [`wire`] (what is measured), [`workloads`],
 //! [`import`] and [`export`] (the traces it is measured on), [`quickstart`] (the least of it that says something), [`report`]
 //! and [`output`] (what is left behind).
 
@@ -26,5 +26,6 @@ pub mod scans;
 mod server_threads;
 pub mod simulate;
 pub mod slow_store;
+pub mod sql;
 pub mod wire;
 pub mod workloads;

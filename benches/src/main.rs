@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use flightcache_bench::{export, generate, import, load, quickstart, replay, residency, scans, simulate, wire};
+use flightcache_bench::{export, generate, import, load, quickstart, replay, residency, scans, simulate, sql, wire};
 
 // Buffers of a MiB come and go with every answer: glibc gives each back to the system and faults it in anew.
 #[global_allocator]
@@ -36,6 +36,8 @@ enum Command {
     Export(export::Options),
     /// Read whole, projected and filtered, cold and warm through a server in this process, and directly with `DataFusion`.
     Scans(scans::Options),
+    /// Ask the queries of TPC-H or ClickBench through each door, and compare answers and times with plain `DataFusion`.
+    Sql(sql::Options),
     /// Measure what serving and receiving cost, against other servers and clients, each in a process of its own.
     Wire(wire::Options),
     /// One end of what `wire` measures.
@@ -65,6 +67,7 @@ async fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         Command::Residency(options) => residency::run(options).await,
         Command::Export(options) => Ok(export::run(&options)?),
         Command::Scans(options) => scans::run(options).await,
+        Command::Sql(options) => sql::run(options).await,
         Command::Wire(options) => wire::run(options).await,
         Command::WireEnd(options) => wire::run_end(options).await,
     }

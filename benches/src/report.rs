@@ -16,11 +16,13 @@ mod curves;
 mod figure;
 mod html;
 mod plot;
+mod sql;
 #[cfg(test)]
 mod tests;
 mod units;
 mod wire;
 
+pub use sql::{Sql, SqlQuery, SqlSide};
 pub use wire::{Wire, WireMemory, WirePoint, WireRate};
 
 /// Why a page could not be written.
@@ -50,6 +52,8 @@ pub struct Report {
     pub residencies: Vec<ResidencyPoint>,
     #[serde(default)]
     pub wire: Wire,
+    #[serde(default)]
+    pub sql: Vec<Sql>,
 }
 
 /// The scans of one round against a cache of one form of residency and one capacity. Medians of rounds.

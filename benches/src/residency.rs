@@ -222,8 +222,8 @@ impl Running {
     }
 
     async fn read(&self, scan: &Scan) -> Result<(u64, u64), flightcache::Error> {
-        let builder: ScanBuilder =
-            self.client.scan(format!("{SOURCE}**/lineitem*.parquet")).columns(scan.columns.iter().copied());
+        let builder: ScanBuilder = self.client.scan(format!("{SOURCE}**/lineitem*.parquet"));
+        let builder = if scan.columns.is_empty() { builder } else { builder.columns(scan.columns.iter().copied()) };
         let builder = if let Some(filter) = scan.filter { builder.filter(filter) } else { builder };
         let mut batches = builder.in_one_request().send().await?;
         while batches.try_next().await?.is_some() {}

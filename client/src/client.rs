@@ -63,7 +63,7 @@ impl Client {
 
     /// Schema, row groups, sizes and what is resident, by object.
     pub async fn info(&self, url: &str) -> Result<Vec<ObjectInfo>> {
-        self.act(action::INFO, &UrlRequest { url: url.to_owned() }).await
+        self.act(action::INFO, &UrlRequest { url: url.to_owned(), now: false }).await
     }
 
     /// Server-wide figures.
@@ -73,7 +73,7 @@ impl Client {
 
     /// Forgets an object, a prefix or a glob.
     pub async fn evict(&self, url: &str) -> Result<Evicted> {
-        self.act_once(action::EVICT, &UrlRequest { url: url.to_owned() }).await
+        self.act_once(action::EVICT, &UrlRequest { url: url.to_owned(), now: false }).await
     }
 
     /// Changes the capacity of the chunk cache.

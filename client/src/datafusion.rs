@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use flightcache_datafusion::{Cache, CachedTable, Figures};
-use flightcache_proto::action::{self, TableInfo, UrlRequest};
+pub use flightcache_datafusion::aggregate::AggregatePushdown;
+pub use flightcache_datafusion::reroute::{Reroute, with_rules};
+pub use flightcache_datafusion::{Cache, CachedSource, CachedTable, Figures};
+use flightcache_proto::action::{self, Bounds, BoundsRequest, SourcesInfo, TableInfo, UrlRequest};
 use flightcache_proto::{Error, ErrorKind, Part, Result, Share, Slot, Ticket};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -26,10 +28,43 @@ impl Client {
     }
 }
 
+impl Client {
+    /// The rule by which `DataFusion` reads its own Parquet tables through the cache, where their files belong to one of its sources.
+    ///
+    /// ```no_run
+    /// # async fn example(cache: flightcache::Client) -> datafusion::common::Result<()> {
+    /// use datafusion::execution::session_state::SessionStateBuilder;
+    ///
+    /// let session = SessionStateBuilder::new().with_default_features();
+    /// let session = flightcache::datafusion::with_rules(session, Some(cache.reroute().await?));
+    /// let ctx = datafusion::prelude::SessionContext::new_with_state(session.build());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn reroute(&self) -> datafusion::common::Result<Reroute> {
+        Reroute::connect(Arc::new(self.clone())).await
+    }
+}
+
 impl Cache for Client {
     fn table(&self, url: &str) -> BoxFuture<'static, Result<TableInfo>> {
         let (client, url) = (self.clone(), url.to_owned());
-        async move { client.act_once(action::TABLE, &UrlRequest { url }).await }.boxed()
+        async move { client.act_once(action::TABLE, &UrlRequest { url, now: false }).await }.boxed()
+    }
+
+    fn table_now(&self, url: &str) -> BoxFuture<'static, Result<TableInfo>> {
+        let (client, url) = (self.clone(), url.to_owned());
+        async move { client.act_once(action::TABLE, &UrlRequest { url, now: true }).await }.boxed()
+    }
+
+    fn bounds(&self, url: &str, column: &str) -> BoxFuture<'static, Result<Bounds>> {
+        let (client, request) = (self.clone(), BoundsRequest { url: url.to_owned(), column: column.to_owned() });
+        async move { client.act_once(action::BOUNDS, &request).await }.boxed()
+    }
+
+    fn sources(&self) -> BoxFuture<'static, Result<SourcesInfo>> {
+        let client = self.clone();
+        async move { client.act_once(action::SOURCES, &()).await }.boxed()
     }
 
     fn read(&self, share: Share, figures: Figures) -> BoxStream<'static, Result<RecordBatch>> {

@@ -23,7 +23,7 @@
 
 pub mod client;
 #[cfg(feature = "datafusion")]
-mod datafusion;
+pub mod datafusion;
 mod direct;
 pub mod exchange;
 pub mod link;

@@ -9,11 +9,15 @@
 //! display are those of native Parquet.
 //!
 //! Reading order: [`CachedTable`] (what is registered), [`CachedSource`] (what a plan holds), `opener.rs` (what is asked, and when),
-//! [`predicate`] (filters on the wire), [`statistics`].
+//! [`predicate`] (filters on the wire), [`aggregate`] (states instead of rows), [`reroute`] (native Parquet scans), [`statistics`].
 
+pub mod aggregate;
 mod cache;
 mod opener;
+mod order;
 pub mod predicate;
+pub mod reroute;
+mod schema;
 mod source;
 pub mod statistics;
 mod table;

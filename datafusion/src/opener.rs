@@ -1,5 +1,6 @@
 //! What is asked of the cache, and when.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -9,13 +10,16 @@ use datafusion::common::{DataFusionError, Result, internal_err};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::{FileOpenFuture, FileOpener};
 use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::DynamicFilterTracking;
 use datafusion::physical_expr_common::physical_expr::snapshot_generation;
 use datafusion::physical_plan::metrics::{Count, ExecutionPlanMetricsSet, MetricBuilder, Time};
 use flightcache_proto::action::TableObject;
 use flightcache_proto::{Error, ObjectShare, ScanRequest, ScanStats, Share};
+use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::cache::{Cache, Figures, to_datafusion};
+use super::order::Order;
 use super::predicate;
 use super::table::Described;
 
@@ -25,11 +29,18 @@ const FEWEST_ROW_GROUPS: usize = 1;
 const MOST_ROW_GROUPS: usize = 16;
 
 /// Opens objects, or ranges of them.
+#[derive(Clone)]
 pub(crate) struct Opener {
     pub(crate) cache: Arc<dyn Cache>,
     pub(crate) table: Arc<Described>,
     /// The columns that are read.
+    pub(crate) columns: Vec<String>,
+    /// What comes of them.
     pub(crate) schema: SchemaRef,
+    /// Asked for instead of rows.
+    pub(crate) aggregation: Option<Vec<u8>>,
+    /// How to read row groups, if not as they are.
+    pub(crate) order: Option<Order>,
     pub(crate) exact: Vec<Arc<dyn PhysicalExpr>>,
     pub(crate) dynamic: Vec<Arc<dyn PhysicalExpr>>,
     pub(crate) limit: Option<u64>,
@@ -42,12 +53,15 @@ struct Asks {
     cache: Arc<dyn Cache>,
     table: Arc<Described>,
     object: Arc<TableObject>,
+    columns: Vec<String>,
     schema: SchemaRef,
+    aggregation: Option<Vec<u8>>,
     exact: Vec<Arc<dyn PhysicalExpr>>,
     dynamic: Vec<Arc<dyn PhysicalExpr>>,
     limit: Option<u64>,
     figures: ShownFigures,
-    left: Range<u32>,
+    /// In the order in which they are asked for.
+    left: VecDeque<u32>,
     at_a_time: usize,
     /// What the dynamic filters were at the last ask.
     generation: Option<u64>,
@@ -58,24 +72,42 @@ impl FileOpener for Opener {
         let Some(object) = file.extension::<Arc<TableObject>>() else {
             return internal_err!("{}: a file of another table", file.path());
         };
+        let range = file.range.as_ref().map(|range| range.start.unsigned_abs()..range.end.unsigned_abs());
+        let (opener, object) = (self.clone(), Arc::clone(object));
+        let groups = row_groups(&object, range).collect();
+        Ok(Box::pin(async move { Ok(opener.batches(&object, groups).await) }))
+    }
+}
+
+impl Opener {
+    /// What comes of row groups of an object, in this order unless another helps.
+    pub(crate) async fn batches(&self, object: &Arc<TableObject>, groups: Vec<u32>) -> BoxStream<'static, Result<RecordBatch>> {
+        // What is learned of the first rows spares others only where filters tell it.
+        let groups = match self.order.as_ref().filter(|_| !self.dynamic.is_empty()) {
+            Some(order) => order.row_groups(&self.cache, object, groups).await,
+            None => groups,
+        };
+        let changes = |filter: &Arc<dyn PhysicalExpr>| DynamicFilterTracking::classify(filter).contains_dynamic_filter();
         let asks = Asks {
             cache: Arc::clone(&self.cache),
             table: Arc::clone(&self.table),
             object: Arc::clone(object),
+            columns: self.columns.clone(),
             schema: Arc::clone(&self.schema),
+            aggregation: self.aggregation.clone(),
             exact: self.exact.clone(),
             dynamic: self.dynamic.clone(),
             limit: self.limit,
             figures: ShownFigures::new(&self.metrics, self.partition),
-            left: row_groups(object, file.range.as_ref().map(|range| range.start.unsigned_abs()..range.end.unsigned_abs())),
-            at_a_time: if self.dynamic.is_empty() { usize::MAX } else { FEWEST_ROW_GROUPS },
+            at_a_time: if self.dynamic.iter().any(changes) { FEWEST_ROW_GROUPS } else { usize::MAX },
+            left: groups.into(),
             generation: None,
         };
         let batches = futures::stream::try_unfold(asks, |mut asks| async move {
             let next = asks.next()?;
             Ok::<_, DataFusionError>(next.map(|batches| (batches, asks)))
         });
-        Ok(Box::pin(async move { Ok(batches.try_flatten().boxed()) }))
+        batches.try_flatten().boxed()
     }
 }
 
@@ -100,34 +132,32 @@ fn row_groups(object: &TableObject, range: Option<Range<u64>>) -> Range<u32> {
 
 impl Asks {
     /// The batches of the next row groups; `None` after the last.
-    fn next(&mut self) -> Result<Option<futures::stream::BoxStream<'static, Result<RecordBatch>>>> {
+    fn next(&mut self) -> Result<Option<BoxStream<'static, Result<RecordBatch>>>> {
         if self.left.is_empty() {
             return Ok(None);
         }
-        if !self.dynamic.is_empty() {
+        if self.at_a_time != usize::MAX {
             let generation = self.dynamic.iter().map(snapshot_generation).fold(0, u64::wrapping_add);
             let is_same = self.generation.replace(generation) == Some(generation);
             self.at_a_time = if is_same { (2 * self.at_a_time).min(MOST_ROW_GROUPS) } else { FEWEST_ROW_GROUPS };
         }
-        let first = self.left.start;
-        let end = (first as usize).saturating_add(self.at_a_time).min(self.left.end as usize) as u32;
-        self.left.start = end;
+        let groups = self.left.drain(..self.at_a_time.min(self.left.len())).collect();
         let Some(predicate) = predicate::write(&self.exact, &self.dynamic, &self.table.schema) else {
             // What was sayable when the plan was made still is: its values are the same.
             return internal_err!("{}: a filter can no longer be said", self.table.url);
         };
-        let columns = self.schema.fields().iter().map(|field| field.name().clone()).collect();
         let share = Share {
             scan: ScanRequest {
-                columns: Some(columns),
+                columns: Some(self.columns.clone()),
                 predicate: predicate.map(|predicate| predicate.to_bytes()),
                 limit: self.limit,
+                aggregation: self.aggregation.clone(),
                 ..ScanRequest::new(&self.object.url)
             },
             objects: vec![ObjectShare {
                 url: self.object.url.clone(),
                 version: self.object.version.clone(),
-                row_groups: Some((first..end).collect()),
+                row_groups: Some(groups),
             }],
             epoch: 0,
             schema: self.table.ipc_schema.clone(),
@@ -193,8 +223,8 @@ impl Drop for Shown {
 struct ShownFigures {
     /// Rows that were asked for, and were not wanted where they lie.
     rows_pruned: Count,
-    counts: [(Count, Of); 6],
-    times: [(Time, Of); 3],
+    counts: [(Count, Of); 7],
+    times: [(Time, Of); 4],
 }
 
 impl ShownFigures {
@@ -204,6 +234,7 @@ impl ShownFigures {
         Self {
             rows_pruned: count("rows_pruned"),
             counts: [
+                (count("bytes_received"), |stats| stats.bytes),
                 (count("chunks_hit"), |stats| stats.chunks_hit),
                 (count("chunks_missed"), |stats| stats.chunks_missed),
                 (count("row_groups"), |stats| stats.row_groups),
@@ -215,6 +246,7 @@ impl ShownFigures {
                 (time("fetch_time"), |stats| stats.fetch_us),
                 (time("decode_time"), |stats| stats.decode_us),
                 (time("filter_time"), |stats| stats.filter_us),
+                (time("aggregate_time"), |stats| stats.aggregate_us),
             ],
         }
     }

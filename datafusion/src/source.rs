@@ -5,51 +5,135 @@ use std::sync::Arc;
 
 use datafusion::common::Result;
 use datafusion::common::config::ConfigOptions;
-use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::datasource::physical_plan::{FileOpener, FileScanConfig, FileSource};
+use datafusion::common::tree_node::{TreeNode as _, TreeNodeRecursion};
+use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::physical_plan::{FileOpener, FileScanConfig, FileSource, ParquetSource};
 use datafusion::datasource::projection::{ProjectionOpener, SplitProjection};
 use datafusion::datasource::table_schema::TableSchema;
 use datafusion::object_store::ObjectStore;
 use datafusion::physical_expr::expressions::DynamicFilterTracking;
 use datafusion::physical_expr::projection::ProjectionExprs;
-use datafusion::physical_expr::{PhysicalExpr, conjunction};
-use datafusion::physical_plan::DisplayFormatType;
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr, PhysicalSortExpr, conjunction};
+use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::filter_pushdown::{FilterPushdownPropagation, PushedDown};
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
+use datafusion::physical_plan::sort_pushdown::SortOrderPushdownResult;
+use datafusion::physical_plan::{DisplayFormatType, ExecutionPlan as _};
+use flightcache_proto::action::SourcesInfo;
+use flightcache_proto::{aggregation, predicate};
 
-use flightcache_proto::predicate::VERSION;
-
+use super::aggregate::Pushed;
 use super::cache::Cache;
 use super::opener::Opener;
-use super::predicate;
+use super::order::{Order, Wanted};
+use super::predicate::write;
+use super::reroute::{Routed, RoutedOpener};
 use super::table::Described;
 
 /// What a plan reads from a table: under `DataFusion`'s own `DataSourceExec`.
 #[derive(Clone, Debug)]
 pub struct CachedSource {
-    cache: Arc<dyn Cache>,
+    pub(crate) cache: Arc<dyn Cache>,
     table: Arc<Described>,
+    /// The files of a native plan, where it reads those.
+    routed: Option<Arc<Routed>>,
+    /// Of the rows, whatever becomes of them.
+    rows_schema: TableSchema,
     table_schema: TableSchema,
-    projection: SplitProjection,
+    pub(crate) projection: SplitProjection,
     /// Evaluated by the cache: rows for which one is not true do not come.
-    exact: Vec<Arc<dyn PhysicalExpr>>,
+    pub(crate) exact: Vec<Arc<dyn PhysicalExpr>>,
     /// Evaluated above, and by the cache as far as it can be told.
-    dynamic: Vec<Arc<dyn PhysicalExpr>>,
-    metrics: ExecutionPlanMetricsSet,
+    pub(crate) dynamic: Vec<Arc<dyn PhysicalExpr>>,
+    /// Asked for instead of rows.
+    pub(crate) aggregate: Option<Arc<Pushed>>,
+    /// How to read row groups, if not as they are.
+    pub(crate) order: Option<Order>,
+    pub(crate) metrics: ExecutionPlanMetricsSet,
 }
 
 impl CachedSource {
     pub(crate) fn new(cache: Arc<dyn Cache>, table: Arc<Described>) -> Self {
-        let table_schema = TableSchema::from(Arc::clone(&table.schema));
-        let projection = SplitProjection::unprojected(&table_schema);
-        let metrics = ExecutionPlanMetricsSet::new();
-        Self { cache, table, table_schema, projection, exact: Vec::new(), dynamic: Vec::new(), metrics }
+        let schema = TableSchema::from(Arc::clone(&table.schema));
+        Self::over(cache, table, schema)
+    }
+
+    fn over(cache: Arc<dyn Cache>, table: Arc<Described>, schema: TableSchema) -> Self {
+        Self {
+            cache,
+            table,
+            routed: None,
+            projection: SplitProjection::unprojected(&schema),
+            rows_schema: schema.clone(),
+            table_schema: schema,
+            exact: Vec::new(),
+            dynamic: Vec::new(),
+            aggregate: None,
+            order: None,
+            metrics: ExecutionPlanMetricsSet::new(),
+        }
+    }
+
+    /// What reads the files of a native scan. `None` if its filters cannot be said.
+    pub(crate) fn routed(
+        cache: &Arc<dyn Cache>,
+        routed: Arc<Routed>,
+        server: &SourcesInfo,
+        parquet: &ParquetSource,
+    ) -> Option<Self> {
+        let schema = parquet.table_schema().clone();
+        let table = Arc::new(Described::of_columns(routed.store(), Arc::clone(schema.table_schema()), server));
+        let mut source = Self { routed: Some(routed), ..Self::over(Arc::clone(cache), table, schema) };
+        source.projection = SplitProjection::new(source.table_schema.file_schema(), parquet.projection()?);
+        if let Some(filter) = parquet.filter() {
+            let is_exact = parquet.table_parquet_options().global.pushdown_filters;
+            if is_exact && (source.table.predicate_version < predicate::VERSION || !source.can_say_too(&filter)) {
+                return None;
+            }
+            // Otherwise it is evaluated above, and only spares work here.
+            if is_exact { source.exact.push(filter) } else { source.dynamic.push(filter) }
+        }
+        Some(source)
+    }
+
+    /// Of the rows, whatever becomes of them.
+    pub(crate) fn rows_schema(&self) -> &TableSchema {
+        &self.rows_schema
+    }
+
+    /// What reads the states of a partial aggregate over this. `None` if they cannot be asked for.
+    pub(crate) fn aggregated(&self, partial: &AggregateExec) -> Option<Self> {
+        if self.table.aggregation_version < aggregation::VERSION || self.aggregate.is_some() {
+            return None;
+        }
+        let inputs: Vec<_> = self.projection.source.expr_iter().collect();
+        let pushed = Pushed::new(&inputs, partial, &self.table.schema)?;
+        // What the aggregate would tell of what it has seen, nobody will.
+        let own: Vec<_> = partial.dynamic_expressions_produced().iter().map(|expr| expr.expression_id()).collect();
+        let is_own = |expr: &Arc<dyn PhysicalExpr>| {
+            let is_produced =
+                |expr: &Arc<dyn PhysicalExpr>| expr.expression_id().is_some() && own.contains(&expr.expression_id());
+            expr.exists(|expr| Ok(is_produced(expr))).unwrap_or(false)
+        };
+        let mut source = self.clone();
+        source.dynamic.retain(|filter| !is_own(filter));
+        source.table_schema = pushed.schema.clone();
+        source.projection = SplitProjection::unprojected(&pushed.schema);
+        source.aggregate = Some(Arc::new(pushed));
+        source.order = None;
+        source.metrics = ExecutionPlanMetricsSet::new();
+        Some(source)
+    }
+
+    fn all_filters(&self) -> Option<Arc<dyn PhysicalExpr>> {
+        let all: Vec<_> = self.exact.iter().chain(&self.dynamic).cloned().collect();
+        (!all.is_empty()).then(|| conjunction(all))
     }
 
     /// Whether a filter can be said beside those that are.
     fn can_say_too(&self, filter: &Arc<dyn PhysicalExpr>) -> bool {
         let all: Vec<_> = self.exact.iter().chain([filter]).collect();
-        predicate::write(all, [], &self.table.schema).is_some_and(|predicate| predicate.is_some())
+        write(all, [], &self.table.schema).is_some_and(|predicate| predicate.is_some())
     }
 }
 
@@ -60,14 +144,29 @@ impl FileSource for CachedSource {
         config: &FileScanConfig,
         partition: usize,
     ) -> Result<Arc<dyn FileOpener>> {
+        let limit = config.limit.map(|limit| limit as u64);
+        if let Some(routed) = &self.routed {
+            let routed = Arc::clone(routed);
+            return Ok(Arc::new(RoutedOpener { source: self.clone(), routed, limit, partition }));
+        }
+        let (columns, schema) = match &self.aggregate {
+            Some(pushed) => (pushed.columns.clone(), Arc::clone(pushed.schema.table_schema())),
+            None => {
+                let schema = Arc::new(self.table.schema.project(&self.projection.file_indices)?);
+                (schema.fields().iter().map(|field| field.name().clone()).collect(), schema)
+            }
+        };
         let opener = Opener {
             cache: Arc::clone(&self.cache),
             table: Arc::clone(&self.table),
-            schema: Arc::new(self.table.schema.project(&self.projection.file_indices)?),
+            columns,
+            schema,
+            order: self.order.clone(),
+            aggregation: self.aggregate.as_ref().map(|pushed| pushed.aggregation.clone()),
             exact: self.exact.clone(),
             dynamic: self.dynamic.clone(),
             // A filter that is evaluated above needs more rows than come out of it.
-            limit: config.limit.filter(|_| self.dynamic.is_empty()).map(|limit| limit as u64),
+            limit: limit.filter(|_| self.dynamic.is_empty()),
             metrics: self.metrics.clone(),
             partition,
         };
@@ -83,9 +182,9 @@ impl FileSource for CachedSource {
         Arc::new(self.clone())
     }
 
+    /// None of states: what holds for rows says nothing of those.
     fn filter(&self) -> Option<Arc<dyn PhysicalExpr>> {
-        let all: Vec<_> = self.exact.iter().chain(&self.dynamic).cloned().collect();
-        (!all.is_empty()).then(|| conjunction(all))
+        if self.aggregate.is_some() { None } else { self.all_filters() }
     }
 
     fn projection(&self) -> Option<&ProjectionExprs> {
@@ -101,11 +200,16 @@ impl FileSource for CachedSource {
     }
 
     fn fmt_extra(&self, format: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(filter) = self.filter() else { return Ok(()) };
-        match format {
-            DisplayFormatType::Default | DisplayFormatType::Verbose => write!(f, ", predicate={filter}"),
-            DisplayFormatType::TreeRender => writeln!(f, "predicate={filter}"),
+        let filter = self.all_filters().map(|filter| format!("predicate={filter}"));
+        let aggregate = self.aggregate.as_ref().map(ToString::to_string);
+        let order = self.order.as_ref().map(|order| format!("read={order}"));
+        for extra in [aggregate, filter, order].into_iter().flatten() {
+            match format {
+                DisplayFormatType::Default | DisplayFormatType::Verbose => write!(f, ", {extra}")?,
+                DisplayFormatType::TreeRender => writeln!(f, "{extra}")?,
+            }
         }
+        Ok(())
     }
 
     fn try_pushdown_filters(
@@ -116,8 +220,8 @@ impl FileSource for CachedSource {
         let mut source = self.clone();
         let mut answers = Vec::new();
         for filter in filters {
-            answers.push(if self.table.predicate_version < VERSION {
-                // The server would not understand.
+            answers.push(if self.table.predicate_version < predicate::VERSION || self.aggregate.is_some() {
+                // The server would not understand; or they are of states.
                 PushedDown::No
             } else if DynamicFilterTracking::classify(&filter).contains_dynamic_filter() {
                 source.dynamic.push(filter);
@@ -135,9 +239,34 @@ impl FileSource for CachedSource {
     }
 
     fn try_pushdown_projection(&self, projection: &ProjectionExprs) -> Result<Option<Arc<dyn FileSource>>> {
+        if self.aggregate.is_some() {
+            return Ok(None);
+        }
         let projection = self.projection.source.try_merge(projection)?;
         let projection = SplitProjection::new(self.table_schema.file_schema(), &projection);
         Ok(Some(Arc::new(Self { projection, ..self.clone() })))
+    }
+
+    fn try_pushdown_sort(
+        &self,
+        order: &[PhysicalSortExpr],
+        properties: &EquivalenceProperties,
+    ) -> Result<SortOrderPushdownResult<Arc<dyn FileSource>>> {
+        Ok(match Wanted::of(order, properties)? {
+            _ if self.aggregate.is_some() => SortOrderPushdownResult::Unsupported,
+            Wanted::AsIs => SortOrderPushdownResult::Exact { inner: Arc::new(self.clone()) },
+            Wanted::Roughly(order) => {
+                SortOrderPushdownResult::Inexact { inner: Arc::new(Self { order: Some(order), ..self.clone() }) }
+            }
+            Wanted::InPart | Wanted::Unknown => SortOrderPushdownResult::Unsupported,
+        })
+    }
+
+    fn reorder_files(&self, files: Vec<PartitionedFile>) -> Vec<PartitionedFile> {
+        match &self.order {
+            Some(order) => order.files(files, self.table_schema.table_schema()),
+            None => files,
+        }
     }
 
     fn apply_expressions(

@@ -53,6 +53,23 @@ fn bounds<'a>(values: impl Iterator<Item = &'a Precision<ScalarValue>> + Clone, 
     ScalarValue::iter_to_array(values.map(|value| known(value).unwrap_or_else(|| null.clone())))
 }
 
+/// Writes the least and the greatest values of row groups.
+pub fn write_bounds(least: ArrayRef, greatest: ArrayRef) -> Result<Vec<u8>> {
+    let batch = RecordBatch::try_from_iter_with_nullable([("least", least, true), ("greatest", greatest, true)])?;
+    let mut writer = StreamWriter::try_new(Vec::new(), &batch.schema())?;
+    writer.write(&batch)?;
+    Ok(writer.into_inner()?)
+}
+
+/// Reads what [`write_bounds`] wrote.
+pub(crate) fn read_bounds(bytes: &[u8]) -> Result<[ArrayRef; 2]> {
+    let mut reader = StreamReader::try_new(Cursor::new(bytes), None)?;
+    match reader.next().transpose()?.as_ref().map(RecordBatch::columns) {
+        Some([least, greatest]) => Ok([Arc::clone(least), Arc::clone(greatest)]),
+        _ => internal_err!("bounds of other than two columns"),
+    }
+}
+
 /// Reads what [`write()`] wrote: for each object the statistics of all columns. Rows and bytes are left unknown.
 pub fn read(table: &Schema, bytes: &[u8]) -> Result<Vec<Statistics>> {
     let mut reader = StreamReader::try_new(Cursor::new(bytes), None)?;

@@ -9,24 +9,27 @@ use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::stats::Precision;
 use datafusion::common::{Result, Statistics, internal_err};
 use datafusion::datasource::listing::PartitionedFile;
-use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder};
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig, FileScanConfigBuilder};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::execution::object_store::ObjectStoreUrl;
-use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
+use datafusion::logical_expr::{Expr, SortExpr, TableProviderFilterPushDown, TableType};
+use datafusion::physical_expr::{LexOrdering, create_lex_ordering};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
-use flightcache_proto::action::{TableInfo, TableObject};
+use flightcache_proto::action::{SourcesInfo, TableInfo, TableObject};
 use flightcache_proto::{Error, ErrorKind};
 
 use super::cache::{Cache, to_datafusion};
 use super::source::CachedSource;
-use super::statistics;
+use super::{schema, statistics};
 
 /// A table of a cache. Its schema is that of when it was opened; its objects are looked up anew by each query.
 pub struct CachedTable {
     cache: Arc<dyn Cache>,
     url: String,
     schema: SchemaRef,
+    /// Orders that the rows of each object come in.
+    sorted_by: Vec<Vec<SortExpr>>,
     /// What was last known of it.
     known: Mutex<Arc<Described>>,
 }
@@ -38,6 +41,8 @@ pub(crate) struct Described {
     pub(crate) schema: SchemaRef,
     /// Of the predicates that the server reads.
     pub(crate) predicate_version: u32,
+    /// Of the aggregations that it reads.
+    pub(crate) aggregation_version: u32,
     /// For shares: the schema as an IPC message, where objects do not determine it.
     pub(crate) ipc_schema: Option<Vec<u8>>,
     pub(crate) objects: Vec<Arc<TableObject>>,
@@ -50,7 +55,39 @@ impl CachedTable {
     /// Looks a URL up: an object, a prefix or a glob.
     pub async fn open(cache: Arc<dyn Cache>, url: &str) -> Result<Self> {
         let known = Arc::new(Described::ask(&cache, url).await?);
-        Ok(Self { cache, url: url.to_owned(), schema: Arc::clone(&known.schema), known: Mutex::new(known) })
+        Ok(Self {
+            cache,
+            url: url.to_owned(),
+            schema: Arc::clone(&known.schema),
+            sorted_by: Vec::new(),
+            known: Mutex::new(known),
+        })
+    }
+
+    /// The same table, of whose objects it is known that the rows of each are sorted so, as `file_sort_order` says of listing tables.
+    #[must_use]
+    pub fn sorted_by(&self, orders: Vec<Vec<SortExpr>>) -> Self {
+        Self {
+            cache: Arc::clone(&self.cache),
+            url: self.url.clone(),
+            schema: Arc::clone(&self.schema),
+            sorted_by: orders,
+            known: Mutex::new(self.known()),
+        }
+    }
+
+    /// Objects over partitions; those of one partition one after the other, where statistics say that they are so and it is wanted.
+    fn groups(&self, files: Vec<PartitionedFile>, order: Option<&LexOrdering>, state: &dyn Session) -> Vec<FileGroup> {
+        let partitions = state.config().target_partitions();
+        let files = FileGroup::new(files);
+        if let Some(order) = order.filter(|_| state.config_options().execution.split_file_groups_by_statistics) {
+            let split = FileScanConfig::split_groups_by_statistics_with_target_partitions;
+            let groups = split(&self.schema, std::slice::from_ref(&files), order, partitions);
+            if let Some(groups) = groups.ok().filter(|groups| groups.len() <= partitions) {
+                return groups;
+            }
+        }
+        files.split_files(partitions)
     }
 
     fn known(&self) -> Arc<Described> {
@@ -70,13 +107,9 @@ impl Described {
         Self::read(url, info)
     }
 
-    fn read(url: &str, info: TableInfo) -> Result<Self> {
-        let message = arrow::ipc::root_as_message(&info.schema)
-            .map_err(|e| to_datafusion(Error::internal(format!("{url}: the server's schema cannot be read: {e}"))))?;
-        let Some(schema) = message.header_as_schema() else { return internal_err!("{url}: the server told no schema") };
-        // The converter trusts its input to name types it knows.
-        let schema = std::panic::catch_unwind(|| arrow::ipc::convert::fb_to_schema(schema))
-            .map_err(|_| to_datafusion(Error::internal(format!("{url}: the server's schema has unknown types"))))?;
+    pub(crate) fn read(url: &str, info: TableInfo) -> Result<Self> {
+        let schema =
+            schema::read(&info.schema).map_err(|e| to_datafusion(Error::internal(format!("{url}: the server's schema: {e}"))))?;
         let mut of_objects = statistics::read(&schema, &info.statistics)?;
         if of_objects.len() != info.objects.len() {
             return internal_err!("{url}: statistics of {} objects for {}", of_objects.len(), info.objects.len());
@@ -89,12 +122,36 @@ impl Described {
         Ok(Self {
             url: url.to_owned(),
             predicate_version: info.predicate_version,
+            aggregation_version: info.aggregation_version,
             statistics: merged(&of_objects, &schema)?,
             schema: Arc::new(schema),
             ipc_schema: info.spans_objects.then_some(info.schema),
             objects: info.objects.into_iter().map(Arc::new).collect(),
             of_objects: of_objects.into_iter().map(Arc::new).collect(),
         })
+    }
+}
+
+impl Described {
+    /// The same with its first columns alone, and nothing known of them.
+    pub(crate) fn first_columns(self, columns: usize) -> Result<Self> {
+        let first: Vec<_> = (0..columns.min(self.schema.fields().len())).collect();
+        let schema = Arc::new(self.schema.project(&first)?);
+        Ok(Self { statistics: Statistics::new_unknown(&schema), schema, of_objects: Vec::new(), ..self })
+    }
+
+    /// Columns that are read through a cache, of objects that are yet to be known.
+    pub(crate) fn of_columns(url: &str, schema: SchemaRef, server: &SourcesInfo) -> Self {
+        Self {
+            url: url.to_owned(),
+            predicate_version: server.predicate_version,
+            aggregation_version: server.aggregation_version,
+            ipc_schema: None,
+            objects: Vec::new(),
+            of_objects: Vec::new(),
+            statistics: Statistics::new_unknown(&schema),
+            schema,
+        }
     }
 }
 
@@ -147,10 +204,12 @@ impl TableProvider for CachedTable {
                 projection.map_or_else(|| Ok(Arc::clone(&self.schema)), |columns| self.schema.project(columns).map(Arc::new))?;
             return Ok(Arc::new(EmptyExec::new(schema)));
         }
+        let ordering = create_lex_ordering(&self.schema, &self.sorted_by, state.execution_props())?;
         let statistics = now.statistics.clone();
         let source = Arc::new(CachedSource::new(Arc::clone(&self.cache), now));
         let config = FileScanConfigBuilder::new(ObjectStoreUrl::local_filesystem(), source)
-            .with_file_groups(FileGroup::new(files).split_files(state.config().target_partitions()))
+            .with_file_groups(self.groups(files, ordering.first(), state))
+            .with_output_ordering(ordering)
             .with_statistics(statistics)
             .with_projection_indices(projection.cloned())?
             .with_limit(limit)
@@ -171,7 +230,6 @@ fn file(object: &Arc<TableObject>, statistics: &Arc<Statistics>) -> PartitionedF
 mod tests {
     use arrow::array::RecordBatch;
     use arrow::datatypes::{DataType, Field};
-    use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
     use datafusion::common::config::ConfigOptions;
     use datafusion::datasource::physical_plan::FileSource as _;
     use datafusion::logical_expr::Operator;
@@ -200,13 +258,10 @@ mod tests {
     #[test]
     fn a_server_that_reads_no_predicates_gets_none() {
         let schema = Schema::new(vec![Field::new("a", DataType::Int64, true)]);
-        let mut tracker = DictionaryTracker::new(false);
-        let options = IpcWriteOptions::default();
-        let message = IpcDataGenerator::default().schema_to_bytes_with_dictionary_tracker(&schema, &mut tracker, &options);
         for (predicate_version, is_pushed) in [(0, false), (predicate::VERSION, true)] {
             let info = TableInfo {
                 predicate_version,
-                schema: message.ipc_message.clone(),
+                schema: super::schema::write(&schema),
                 statistics: statistics::write(&schema, &[]).unwrap(),
                 ..TableInfo::default()
             };

@@ -12,17 +12,23 @@ pub const INFO: &str = "flightcache.info";
 pub const WARM: &str = "flightcache.warm";
 /// [`UrlRequest`] → [`TableInfo`].
 pub const TABLE: &str = "flightcache.table";
+/// The sources, and what programs may ask of them → [`SourcesInfo`].
+pub const SOURCES: &str = "flightcache.sources";
+/// [`BoundsRequest`] → [`Bounds`].
+pub const BOUNDS: &str = "flightcache.bounds";
 /// [`UrlRequest`] → [`Evicted`].
 pub const EVICT: &str = "flightcache.evict";
 /// [`SetCapacity`] → [`Stats`].
 pub const SET_CAPACITY: &str = "flightcache.set_capacity";
 
 /// Every action with one line for `ListActions`.
-pub const ALL: [(&str, &str); 7] = [
+pub const ALL: [(&str, &str); 9] = [
     (STATS, "Server-wide figures. In: nothing. Out: JSON."),
     (SLOT_MAP, "Which node owns which hash slot. In: nothing. Out: JSON."),
     (INFO, "Schema, row groups, sizes and what is resident. In: {\"url\"}. Out: JSON, one result per object."),
     (TABLE, "What a query planner wants to know: schema, objects, row groups, statistics. In: {\"url\"}. Out: JSON."),
+    (SOURCES, "What may be read, and which versions of predicates and aggregations are. In: nothing. Out: JSON."),
+    (BOUNDS, "Least and greatest values of a column, by row group. In: {\"url\", \"column\"} of one object. Out: JSON."),
     (WARM, "Load columns into the cache. In: a scan as JSON. Out: a stream of JSON progress."),
     (EVICT, "Forget an object, prefix or glob. In: {\"url\"}. Out: JSON."),
     (SET_CAPACITY, "Change the cache's capacity. In: {\"capacity_bytes\"}. Out: the new figures as JSON."),
@@ -34,6 +40,43 @@ pub const ALL: [(&str, &str); 7] = [
 pub struct UrlRequest {
     /// An object, a prefix ending in `/`, or a glob.
     pub url: String,
+    /// For [`TABLE`]: the store is to be asked, however fresh what is known may be.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub now: bool,
+}
+
+/// Input of [`BOUNDS`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BoundsRequest {
+    /// One object.
+    pub url: String,
+    /// One of its columns.
+    pub column: String,
+}
+
+/// Output of [`BOUNDS`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bounds {
+    /// Display form of the object's version; absent where the store gives none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// An Arrow IPC stream with a row for each row group: its least and its greatest value, or what bounds them, as its statistics
+    /// have it. NULL: not known.
+    #[serde(with = "crate::base64_bytes")]
+    pub bounds: Vec<u8>,
+}
+
+/// Output of [`SOURCES`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SourcesInfo {
+    /// Canonical URLs of the roots, which end in `/`.
+    pub sources: Vec<String>,
+    /// The newest [`crate::predicate::Predicate`] the server reads.
+    pub predicate_version: u32,
+    /// The newest [`crate::aggregation::Aggregation`] the server reads.
+    pub aggregation_version: u32,
 }
 
 /// Input of [`SET_CAPACITY`].
@@ -49,6 +92,9 @@ pub struct SetCapacity {
 pub struct TableInfo {
     /// The newest [`crate::predicate::Predicate`] the server reads.
     pub predicate_version: u32,
+    /// The newest [`crate::aggregation::Aggregation`] the server reads; zero: none.
+    #[serde(default)]
+    pub aggregation_version: u32,
     /// The columns, as an Arrow IPC message's metadata.
     #[serde(with = "crate::base64_bytes")]
     pub schema: Vec<u8>,
@@ -75,6 +121,12 @@ pub struct TableObject {
     pub bytes: u64,
     /// Rows and estimated bytes as Arrow of each row group.
     pub row_groups: Vec<(u64, u64)>,
+    /// Where in the object each row group begins: with the first page of its first column.
+    #[serde(default)]
+    pub offsets: Vec<u64>,
+    /// Columns of its own. Where it is alone, they are the table's first ones.
+    #[serde(default)]
+    pub columns: u64,
 }
 
 /// Output of [`EVICT`].

@@ -6,13 +6,15 @@
 //!      url                  slot --SlotMap--> owner
 //! ```
 //!
-//! Reading order: [`scan`] (what a user asks), [`predicate`] (what a program asks), [`object`] and [`slot`] (what it means),
+//! Reading order: [`scan`] (what a user asks), [`predicate`] and [`aggregation`] (what
+//! a program asks), [`object`] and [`slot`] (what it means),
 //! [`slot_map`] (who owns it), [`ticket`] (what travels), [`accept`] and [`parquet`] (how rows may travel), [`exchange`] (many over
 //! one stream), [`action`] (the rest of the protocol), [`error`] (how things fail). [`thrift`] checks Parquet's metadata before it is
 //! read.
 
 pub mod accept;
 pub mod action;
+pub mod aggregation;
 mod base64_bytes;
 pub mod error;
 pub mod exchange;

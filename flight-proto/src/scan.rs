@@ -54,6 +54,9 @@ pub struct ScanRequest {
     /// A [`crate::predicate::Predicate`], encoded, beside the filter or instead of it. Base64 in JSON.
     #[serde(default, with = "crate::base64_bytes::optional", skip_serializing_if = "Option::is_none")]
     pub predicate: Option<Vec<u8>>,
+    /// A [`crate::aggregation::Aggregation`] over the columns returned, encoded: the answer is its states, not the rows. Base64 in JSON.
+    #[serde(default, with = "crate::base64_bytes::optional", skip_serializing_if = "Option::is_none")]
+    pub aggregation: Option<Vec<u8>>,
 }
 
 impl ScanRequest {
@@ -101,6 +104,7 @@ impl From<ScanRequest> for pb::ScanRequest {
             }
             .into(),
             predicate: scan.predicate.unwrap_or_default(),
+            aggregation: scan.aggregation.unwrap_or_default(),
         }
     }
 }
@@ -132,6 +136,7 @@ impl TryFrom<pb::ScanRequest> for ScanRequest {
             populate,
             compression,
             predicate: (!message.predicate.is_empty()).then_some(message.predicate),
+            aggregation: (!message.aggregation.is_empty()).then_some(message.aggregation),
         })
     }
 }
@@ -165,6 +170,8 @@ pub struct ScanStats {
     pub decode_us: u64,
     /// Time spent filtering and assembling batches, in microseconds.
     pub filter_us: u64,
+    /// Time spent aggregating, in microseconds.
+    pub aggregate_us: u64,
     /// Time spent encoding, in microseconds.
     pub encode_us: u64,
 }
@@ -184,6 +191,7 @@ impl std::iter::Sum for ScanStats {
             fetch_us: a.fetch_us.saturating_add(b.fetch_us),
             decode_us: a.decode_us.saturating_add(b.decode_us),
             filter_us: a.filter_us.saturating_add(b.filter_us),
+            aggregate_us: a.aggregate_us.saturating_add(b.aggregate_us),
             encode_us: a.encode_us.saturating_add(b.encode_us),
         })
     }
@@ -207,9 +215,9 @@ mod tests {
             proptest::option::of(proptest::collection::vec(any::<u64>(), 1..4)),
             any::<bool>(),
             proptest::option::of(prop_oneof![Just(Compression::Lz4), Just(Compression::Zstd)]),
-            proptest::option::of(proptest::collection::vec(any::<u8>(), 1..9)),
+            [(); 2].map(|()| proptest::option::of(proptest::collection::vec(any::<u8>(), 1..9))),
         )
-            .prop_map(|(url, columns, filter, limit, rows, never, compression, predicate)| ScanRequest {
+            .prop_map(|(url, columns, filter, limit, rows, never, compression, [predicate, aggregation])| ScanRequest {
                 url,
                 columns,
                 filter,
@@ -218,6 +226,7 @@ mod tests {
                 populate: if never { Populate::Never } else { Populate::Auto },
                 compression,
                 predicate,
+                aggregation,
             })
     }
 

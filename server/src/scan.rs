@@ -6,12 +6,14 @@
 //!                    row_group.rs: filter columns, decide, the rest --load.rs--> cache | store
 //!                    parquet_rows.rs: what needs no decoding here
 //!                                        |
-//!                                     batches  (rows.rs: the same for row numbers; row_reads.rs: for many small reads;
+//!                                     batches --aggregate.rs--> states, if they are what was asked for
+//!                                              (rows.rs: the same for row numbers; row_reads.rs: for many small reads;
 //!                                               pick.rs: what both pick of one row group, measured by measure.rs)
 //!
 //!  a URL --table.rs--> what a query planner wants to know
 //! ```
 
+mod aggregate;
 mod growth;
 mod kept_plans;
 mod load;
@@ -29,7 +31,7 @@ mod stream;
 mod table;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use arrow::datatypes::Schema;
 use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
@@ -69,6 +71,8 @@ pub struct Engine {
     residency: Residency,
     limits: FetchLimits,
     planner: Arc<Planner>,
+    /// Bytes that the groups of partial aggregates take.
+    aggregates: Arc<AtomicUsize>,
     /// Decoding, filtering and compressing take a permit each: as many at a time as there are cores.
     cpu: Arc<Semaphore>,
     metrics: Arc<Metrics>,
@@ -112,6 +116,7 @@ impl Engine {
             residency: settings.residency,
             limits,
             planner: Arc::default(),
+            aggregates: Arc::default(),
             cpu: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(2, std::num::NonZero::get))),
             metrics,
             read_ahead_bytes: settings.read_ahead.as_u64(),

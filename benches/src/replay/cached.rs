@@ -114,7 +114,7 @@ impl Side for Cached {
             let stats = batches.stats();
             answer.fetch += Duration::from_micros(stats.fetch_us);
             answer.decode += Duration::from_micros(stats.decode_us);
-            answer.server += Duration::from_micros(stats.filter_us + stats.encode_us);
+            answer.server += Duration::from_micros(stats.filter_us + stats.aggregate_us + stats.encode_us);
             answer.hits += stats.chunks_hit;
             answer.misses += stats.chunks_missed;
         }

@@ -5,7 +5,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use super::axis::{Axis, Scale};
 use super::plot::{Bar, BarPlot, LinePlot};
 use super::units::{bytes, count, number, percent, ratio};
-use super::{Load, Replay, Report, ReportError, ResidencyPoint, Side, Simulation, SimulationPoint, curves, figure, wire};
+use super::{Load, Replay, Report, ReportError, ResidencyPoint, Side, Simulation, SimulationPoint, curves, figure, sql, wire};
 
 pub(super) type Rendered = Result<Markup, ReportError>;
 
@@ -36,6 +36,7 @@ pub(super) fn page(report: &Report) -> Rendered {
                     @if !report.loads.is_empty() { (load_section(&report.loads)?) }
                     @if !report.residencies.is_empty() { (residency_section(&report.residencies)?) }
                     @if !report.wire.is_empty() { (wire::section(&report.wire)?) }
+                    @if !report.sql.is_empty() { (sql::section(&report.sql)?) }
                 }
             }
         }

@@ -1,4 +1,6 @@
-//! What a full server accounts for, and what the system says that it holds.
+//! What a full server accounts for, and what the system says that it holds once it rests.
+
+use std::time::Duration;
 
 use flightcache::Client;
 use flightcache_server::settings::Residency;
@@ -6,6 +8,11 @@ use flightcache_server::settings::Residency;
 use super::process::{Ask, Launcher};
 use super::tables::{self, Table};
 use crate::report::WireMemory;
+
+/// How long the allocator is given to return what it keeps: mimalloc does so a second after it was freed, at some later call.
+const REST: Duration = Duration::from_secs(3);
+/// Requests after it, for those calls.
+const CALLS: usize = 50;
 
 /// Fills a server with all tables, in each form.
 pub(super) async fn measure(launcher: &Launcher, tables: &[Table]) -> Result<Vec<WireMemory>, Box<dyn std::error::Error>> {
@@ -18,7 +25,12 @@ pub(super) async fn measure(launcher: &Launcher, tables: &[Table]) -> Result<Vec
             // Twice: what is read again may rest otherwise.
             reader.ask(&Ask { address: ready.address.clone(), ticket: table.url()?, passes: 2, ..Ask::default() })?;
         }
-        let stats = Client::connect(&format!("grpc://{}", ready.address)).await?.stats().await?;
+        let client = Client::connect(&format!("grpc://{}", ready.address)).await?;
+        tokio::time::sleep(REST).await;
+        for _ in 0..CALLS {
+            client.stats().await?;
+        }
+        let stats = client.stats().await?;
         let [rss_bytes, peak_rss_bytes] = resident(server.pid())?;
         measured.push(WireMemory {
             residency: tables::name_of(residency).to_owned(),

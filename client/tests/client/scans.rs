@@ -79,6 +79,7 @@ async fn the_request_arrives_as_it_was_made() {
         populate: Populate::Never,
         compression: None,
         predicate: None,
+        aggregation: None,
     };
     assert_eq!(scan.request(), &expected);
     let stream = scan.send().await.unwrap();
@@ -459,6 +460,7 @@ async fn the_figures_of_the_shares_are_summed() {
         fetch_us: 9 * factor,
         decode_us: 10 * factor,
         filter_us: 11 * factor,
+        aggregate_us: 14 * factor,
         encode_us: 12 * factor,
     };
     let (fake, client) = Fake::alone().await;

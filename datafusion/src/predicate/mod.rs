@@ -11,5 +11,7 @@ mod tests;
 mod values;
 mod write;
 
+pub(crate) use read::Reader;
 pub use read::read;
+pub(crate) use write::Writer;
 pub use write::write;

@@ -6,7 +6,9 @@ use arrow::array::{Array, ArrayRef};
 use datafusion::common::{Column, ScalarValue};
 use datafusion::logical_expr::expr::{BinaryExpr, Case, Cast, InList, Like, ScalarFunction, TryCast};
 use datafusion::logical_expr::{Expr, Operator as Op, ScalarUDF};
-use flightcache_proto::predicate::{self as wire, Expression, Kind, MAX_BYTES, MAX_DEPTH, MAX_ITEMS, Operator, Predicate};
+use flightcache_proto::predicate::{
+    self as wire, Expression, Kind, MAX_BYTES, MAX_DEPTH, MAX_ITEMS, Operator, Predicate, Values,
+};
 use flightcache_proto::{Error, Result};
 
 use super::bloom::InBloom;
@@ -18,12 +20,11 @@ const MAX_EXPRESSIONS: usize = 100_000;
 
 /// What a predicate says. Column names are those of the table; whether it has them is for the planner to say.
 pub fn read(predicate: &Predicate) -> Result<Expr> {
-    let lists = predicate.values.as_ref().map(values::read).transpose()?.unwrap_or_default();
-    let mut reader = Reader { lists, expressions: 0, items: 0, bytes: 0 };
-    reader.expr(predicate.expression.as_ref(), 0)
+    Reader::new(predicate.values.as_ref())?.expr(predicate.expression.as_ref(), 0)
 }
 
-struct Reader {
+/// Reads expressions that share their values.
+pub(crate) struct Reader {
     lists: Vec<ArrayRef>,
     expressions: usize,
     /// Of lists that were referred to: one may be so many times.
@@ -36,11 +37,18 @@ fn invalid(what: impl std::fmt::Display) -> Error {
 }
 
 impl Reader {
+    /// Reads the values.
+    pub(crate) fn new(values: Option<&Values>) -> Result<Self> {
+        let lists = values.map(values::read).transpose()?.unwrap_or_default();
+        Ok(Self { lists, expressions: 0, items: 0, bytes: 0 })
+    }
+
     fn boxed(&mut self, expression: Option<&Expression>, depth: usize) -> Result<Box<Expr>> {
         self.expr(expression, depth).map(Box::new)
     }
 
-    fn expr(&mut self, expression: Option<&Expression>, depth: usize) -> Result<Expr> {
+    /// Reads an expression that is within so many others.
+    pub(crate) fn expr(&mut self, expression: Option<&Expression>, depth: usize) -> Result<Expr> {
         self.expressions += 1;
         if depth > MAX_DEPTH || self.expressions > MAX_EXPRESSIONS {
             return Err(invalid(format!("more than {MAX_DEPTH} levels or {MAX_EXPRESSIONS} expressions")));

@@ -14,7 +14,7 @@ use datafusion::physical_expr::expressions::{
 use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
 use flightcache_proto::predicate::{
     Binary, Bloom, Call, Case, Cast, Expression, Expressions, FUNCTIONS, InList, Kind, Like, MAX_BYTES, MAX_DEPTH, MAX_ITEMS,
-    Operator, Predicate, VERSION, When,
+    Operator, Predicate, VERSION, Values, When,
 };
 
 use super::{bloom, values};
@@ -52,7 +52,7 @@ fn write_all<'a>(
     dynamic: impl IntoIterator<Item = &'a Arc<dyn PhysicalExpr>>,
     table: &Schema,
 ) -> Option<Option<Predicate>> {
-    let mut writer = Writer { table, lists: Vec::new() };
+    let mut writer = Writer::new(table);
     let mut all = Vec::new();
     for expr in exact {
         all.push(writer.exact(expr, 0)?);
@@ -67,16 +67,14 @@ fn write_all<'a>(
     if all.is_empty() {
         return Some(None);
     }
-    if writer.lists.iter().map(Array::len).sum::<usize>() > MAX_ITEMS {
-        return None;
-    }
-    let values = if writer.lists.is_empty() { None } else { Some(values::write(writer.lists)?) };
+    let values = writer.values()?;
     let predicate = Predicate { version: VERSION, expression: Some(all_of(all)), values };
     // What is longer would be refused.
     (predicate.to_bytes().len() <= MAX_BYTES).then_some(Some(predicate))
 }
 
-struct Writer<'a> {
+/// Writes expressions over a table's columns that share their values.
+pub(crate) struct Writer<'a> {
     table: &'a Schema,
     lists: Vec<ArrayRef>,
 }
@@ -106,7 +104,26 @@ fn operands<'a>(expr: &'a Arc<dyn PhysicalExpr>, op: Op, into: &mut Vec<&'a Arc<
     }
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    /// Nothing is written yet.
+    pub(crate) fn new(table: &'a Schema) -> Self {
+        Self { table, lists: Vec::new() }
+    }
+
+    /// The same, whose next expressions are over other columns.
+    pub(crate) fn over<'b>(self, table: &'b Schema) -> Writer<'b> {
+        Writer { table, lists: self.lists }
+    }
+
+    /// The values of what was written. `None` if they cannot be said, or are too many.
+    #[allow(clippy::option_option)]
+    pub(crate) fn values(self) -> Option<Option<Values>> {
+        if self.lists.iter().map(Array::len).sum::<usize>() > MAX_ITEMS {
+            return None;
+        }
+        if self.lists.is_empty() { Some(None) } else { values::write(self.lists).map(Some) }
+    }
+
     fn value(&mut self, list: ArrayRef) -> u32 {
         self.lists.push(list);
         (self.lists.len() - 1) as u32
@@ -117,8 +134,8 @@ impl Writer<'_> {
         values::is_sendable(list.data_type()).then(|| Expression::new(Kind::Literal(self.value(list))))
     }
 
-    /// What is true exactly where `expr` is, false where it is, and NULL where it is.
-    fn exact(&mut self, expr: &Arc<dyn PhysicalExpr>, depth: usize) -> Option<Expression> {
+    /// What has the values of `expr`, of the same types but for how they are encoded.
+    pub(crate) fn exact(&mut self, expr: &Arc<dyn PhysicalExpr>, depth: usize) -> Option<Expression> {
         if depth >= MAX_DEPTH {
             return None;
         }

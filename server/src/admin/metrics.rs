@@ -129,6 +129,7 @@ meter!(
     fetch_us,
     decode_us,
     filter_us,
+    aggregate_us,
     encode_us
 );
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow_flight::Result as ActionResult;
-use flightcache_proto::action::{self, SetCapacity, UrlRequest};
+use flightcache_proto::action::{self, BoundsRequest, SetCapacity, UrlRequest};
 use flightcache_proto::{Error, Result, ScanRequest};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
@@ -23,8 +23,13 @@ pub(super) async fn run(engine: &Arc<Engine>, name: &str, body: &[u8]) -> Result
         }
         action::TABLE => {
             let request: UrlRequest = parse(name, body)?;
-            vec![to_result(&engine.table(&request.url, &Arc::default()).await?)]
+            vec![to_result(&engine.table(&request.url, request.now, &Arc::default()).await?)]
         }
+        action::BOUNDS => {
+            let request: BoundsRequest = parse(name, body)?;
+            vec![to_result(&engine.bounds(&request.url, &request.column).await?)]
+        }
+        action::SOURCES => vec![to_result(&engine.sources())],
         action::EVICT => {
             let request: UrlRequest = parse(name, body)?;
             let evicted = engine.evict(&request.url)?;

@@ -75,6 +75,7 @@ impl Drop for Ending {
             fetch_us = stats.fetch_us,
             decode_us = stats.decode_us,
             filter_us = stats.filter_us,
+            aggregate_us = stats.aggregate_us,
             encode_us = stats.encode_us,
             elapsed_us = elapsed.as_micros() as u64,
             "do_get"
@@ -198,7 +199,7 @@ async fn open(
     let plan = engine.plan(&Ticket::parse(ticket)?, meter).await?;
     // Before there is an ending: each failure is counted by the ending or by the caller.
     let compression = plan.request.compression;
-    let encoder = Encoder::prepared(&plan.opening(|| Prepared::new(&plan.schema, compression))?);
+    let encoder = Encoder::prepared(&plan.opening(|| Prepared::new(plan.answer_schema(), compression))?);
     let takes = Takes { dictionaries: takes.dictionaries && encoder.takes_dictionaries(), ..takes };
     let metrics = Arc::clone(engine.metrics());
     metrics.active_scans.inc();

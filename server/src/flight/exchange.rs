@@ -634,7 +634,7 @@ fn scan(engine: Arc<Engine>, ticket: Ticket, meter: Arc<ScanMeter>) -> impl futu
                 return;
             }
         };
-        let schema = Arc::clone(&plan.schema);
+        let schema = Arc::clone(plan.answer_schema());
         let mut batches = Box::pin(engine.execute(plan, meter));
         while let Some(batch) = batches.next().await {
             match batch {

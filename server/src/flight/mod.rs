@@ -13,6 +13,7 @@ mod batch;
 mod do_get;
 mod encode;
 mod exchange;
+mod gather;
 mod message;
 mod parquet_rows;
 mod port;

@@ -3,8 +3,9 @@
 //! Served by hyper itself, because tonic's transport fixes the type of bodies' data to one piece of contiguous memory.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::service::Routes;
@@ -26,6 +28,7 @@ use tower::Service as _;
 
 use super::do_get;
 use super::exchange;
+use super::gather::Gathered;
 use super::message::Message;
 use crate::scan::Engine;
 use crate::sql::Sql;
@@ -167,22 +170,40 @@ pub async fn serve(mut listener: impl Listener, port: FlightPort) {
 
 async fn connection<S>(stream: S, port: FlightPort)
 where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let stopped = port.stopped.clone();
     let mut http = http2::Builder::new(AtOnce);
     http.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE_INTERVAL).keep_alive_timeout(KEEP_ALIVE_INTERVAL);
     http.max_concurrent_streams(MAX_CONCURRENT_STREAMS);
-    let mut serving = pin!(http.serve_connection(TokioIo::new(stream), port));
+    let stream = Gathered::new(stream);
+    let mut serving = pin!(http.serve_connection(TokioIo::new(stream.share()), port));
     let ended = tokio::select! {
-        ended = serving.as_mut() => ended,
+        ended = poll_fn(|cx| turn(serving.as_mut(), &stream, cx)) => ended,
         () = until(stopped) => {
             serving.as_mut().graceful_shutdown();
-            serving.await
+            poll_fn(|cx| turn(serving.as_mut(), &stream, cx)).await
         }
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended");
+    }
+}
+
+/// What a connection can do now; what it wrote leaves at the end.
+fn turn<S: AsyncWrite + Unpin>(
+    serving: Pin<&mut impl Future<Output = hyper::Result<()>>>,
+    stream: &Gathered<S>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(), Box<dyn std::error::Error + Send + Sync>>> {
+    if let Poll::Ready(ended) = serving.poll(cx) {
+        // Nothing is kept any more: it was shut down, or it failed.
+        return Poll::Ready(ended.map_err(Into::into));
+    }
+    match stream.poll_drain(cx) {
+        Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
+        // Whichever waits, wakes.
+        Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
     }
 }
 

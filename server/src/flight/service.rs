@@ -68,7 +68,7 @@ impl FlightcacheService {
         // else, or nothing, where the client is.
         let is_here = is_local && map.nodes().len() == 1;
         let mut info = FlightInfo {
-            schema: encapsulated(&ipc_schema(&plan.schema)?),
+            schema: encapsulated(&ipc_schema(plan.answer_schema())?),
             flight_descriptor: Some(descriptor),
             total_records: plan.exact_rows().map_or(-1, |rows| rows as i64),
             total_bytes: if plan.exact_rows().is_some() { plan.estimated_bytes() as i64 } else { -1 },
@@ -103,7 +103,7 @@ impl FlightcacheService {
             return sql::schema(&self.sql, descriptor).await;
         }
         let plan = self.engine.plan(&Ticket::Scan(scan_of(descriptor)?), &Arc::default()).await?;
-        Ok(SchemaResult { schema: encapsulated(&ipc_schema(&plan.schema)?) })
+        Ok(SchemaResult { schema: encapsulated(&ipc_schema(plan.answer_schema())?) })
     }
 
     /// What is resident, one flight an object. The criteria is a URL prefix.

@@ -118,7 +118,8 @@ fn is_never_kept(request: &ScanRequest) -> bool {
 }
 
 fn filter_bytes(request: &ScanRequest) -> usize {
-    request.filter.as_ref().map_or(0, String::len) + request.predicate.as_ref().map_or(0, Vec::len)
+    let sent = request.predicate.iter().chain(&request.aggregation).map(Vec::len).sum::<usize>();
+    request.filter.as_ref().map_or(0, String::len) + sent
 }
 
 fn bytes_of(ticket: &Ticket, plan: &ScanPlan) -> usize {

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3Default;
 
 use super::Engine;
+use super::aggregate::Aggregate;
 use super::predicate::Predicate;
 use crate::admin::ScanMeter;
 use crate::object::{HiveColumns, ObjectRef, Target, hive_value};
@@ -40,13 +41,15 @@ pub(crate) enum ColumnSource {
 pub struct ScanPlan {
     /// What was asked.
     pub request: ScanRequest,
-    /// The schema of the answer.
+    /// The schema of its rows.
     pub schema: SchemaRef,
     /// All columns of the table.
     pub(crate) table: SchemaRef,
     /// The table columns of the answer, in order.
     pub(crate) output: Vec<usize>,
     pub(crate) predicate: Option<Arc<Predicate>>,
+    /// What is answered instead of rows.
+    pub(crate) aggregate: Option<Arc<Aggregate>>,
     pub(crate) objects: Vec<ObjectPlan>,
     /// What `now()` means in its filter, in microseconds since 1970.
     asked_at_us: i64,
@@ -90,8 +93,16 @@ impl ScanPlan {
         Ok(made)
     }
 
-    /// Rows the answer has, where no filter leaves it open.
+    /// The schema of the answer.
+    pub fn answer_schema(&self) -> &SchemaRef {
+        self.aggregate.as_ref().map_or(&self.schema, |aggregate| &aggregate.schema)
+    }
+
+    /// Rows the answer has, where neither filter nor aggregate leaves it open.
     pub fn exact_rows(&self) -> Option<u64> {
+        if self.aggregate.is_some() {
+            return None;
+        }
         if let Some(rows) = &self.request.rows {
             return self.predicate.is_none().then(|| (rows.len() as u64).min(self.request.limit.unwrap_or(u64::MAX)));
         }
@@ -299,6 +310,10 @@ impl Engine {
             (filter, sent) => filter.or(sent),
         };
         let predicate = predicate.map(Arc::new);
+        let aggregate = request.aggregation.as_ref().map(|bytes| Aggregate::read(bytes, &schema)).transpose()?.map(Arc::new);
+        if aggregate.is_some() && (request.limit.is_some() || request.rows.is_some()) {
+            return Err(Error::invalid(format!("{}: neither limits nor row numbers go with aggregates", request.url)));
+        }
         check_rows(&request, &footers)?;
         let mut plan = ScanPlan {
             request,
@@ -306,6 +321,7 @@ impl Engine {
             table,
             output,
             predicate,
+            aggregate,
             objects: Vec::new(),
             asked_at_us,
             spans_objects,

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arrow::array::{Array, ArrayRef, AsArray as _, BooleanArray, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use chrono::{DateTime, Utc};
-use datafusion::common::tree_node::{TreeNode as _, TreeNodeRecursion};
-use datafusion::common::{DFSchema, DataFusionError};
+use datafusion::common::tree_node::{Transformed, TreeNode as _, TreeNodeRecursion};
+use datafusion::common::{DFSchema, DataFusionError, ScalarValue};
 use datafusion::execution::SessionState;
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::expr_rewriter::FunctionRewrite as _;
@@ -120,6 +120,7 @@ impl Predicate {
     /// Reads a `flightcache.v1.Predicate` over the columns of `table`.
     pub(crate) fn read(planner: &Arc<Planner>, bytes: &[u8], table: &SchemaRef, asked_at_us: i64) -> Result<Self> {
         let expr = flightcache_datafusion::predicate::read(&flightcache_proto::predicate::Predicate::parse(bytes)?)?;
+        let expr = expr.transform(|expr| Ok(plain_literal(expr))).map_err(|e| Error::invalid(e.strip_backtrace()))?.data;
         // Lists are long, not deep.
         let mut expressions = 0;
         let _ = expr.apply(|_| {
@@ -248,8 +249,13 @@ impl Predicate {
             return expr.clone();
         }
         let schema = self.schema(types);
+        let none = RecordBatch::new_empty(Arc::new(schema.clone()));
         let expr =
             DFSchema::try_from(schema).and_then(|schema| self.planner.physical(self.expr.clone(), &schema, self.asked_at)).ok();
+        // What is planned over dictionaries need not go with them: a pattern of views, for one.
+        let is_announced =
+            self.columns.iter().zip(types).all(|(&column, data_type)| self.table.field(column).data_type() == data_type);
+        let expr = expr.filter(|expr| is_announced || expr.evaluate(&none).is_ok());
         bound.insert(types.to_vec(), expr.clone());
         expr
     }
@@ -272,7 +278,7 @@ fn check_size(sql: &str) -> Result<usize> {
 }
 
 /// Runs what recurses as deep as an expression is nested.
-fn on_deep_stack<T>(work: impl FnOnce() -> T) -> T {
+pub(super) fn on_deep_stack<T>(work: impl FnOnce() -> T) -> T {
     stacker::maybe_grow(STACK_BYTES / 2, STACK_BYTES, work)
 }
 
@@ -282,6 +288,21 @@ fn is_operator(token: &Token) -> bool {
         token,
         Token::Whitespace(_) | Token::Comma | Token::Number(..) | Token::SingleQuotedString(_) | Token::HexStringLiteral(_)
     )
+}
+
+/// A string as SQL has it. One of a client's type, such as a view, does not agree with dictionaries in all comparisons; a plain one is
+/// made to agree with whatever it is compared with.
+fn plain_literal(expr: Expr) -> Transformed<Expr> {
+    let plain = match expr {
+        Expr::Literal(ScalarValue::Utf8View(value) | ScalarValue::LargeUtf8(value), metadata) => {
+            Expr::Literal(ScalarValue::Utf8(value), metadata)
+        }
+        Expr::Literal(ScalarValue::BinaryView(value) | ScalarValue::LargeBinary(value), metadata) => {
+            Expr::Literal(ScalarValue::Binary(value), metadata)
+        }
+        other => return Transformed::no(other),
+    };
+    Transformed::yes(plain)
 }
 
 fn root_is_missing_column(error: &DataFusionError) -> bool {
@@ -327,6 +348,8 @@ mod tests {
             "s <> 'x'",
             "s LIKE '%x'",
             "s ILIKE 'x%'",
+            "s LIKE arrow_cast('%x', 'Utf8View')",
+            "s NOT ILIKE arrow_cast('x%', 'LargeUtf8')",
             "s IN ('x', 'yy')",
             "s IS NULL",
             "upper(s) = 'X'",
@@ -338,6 +361,37 @@ mod tests {
             let predicate = parse(sql).unwrap();
             let on_plain = predicate.evaluate(vec![Arc::clone(&plain)], 5).unwrap();
             assert_eq!(predicate.evaluate(vec![Arc::clone(&dictionary)], 5).unwrap(), on_plain, "{sql}");
+        }
+    }
+
+    #[test]
+    fn literals_of_a_clients_types_agree_with_dictionaries() {
+        use datafusion::physical_expr::expressions::{binary, col, in_list, like, lit};
+
+        let values = vec![Some("x"), None, Some("yy"), Some("x"), Some("Xx")];
+        let dictionary: ArrayRef = Arc::new(values.iter().copied().collect::<DictionaryArray<Int32Type>>());
+        for data_type in [DataType::Utf8, DataType::LargeUtf8, DataType::Utf8View] {
+            let table = Arc::new(Schema::new(vec![Field::new("s", data_type.clone(), true)]));
+            let plain = arrow::compute::cast(&dictionary, &data_type).unwrap();
+            let s = || col("s", &table).unwrap();
+            let literal = |text: &str| lit(ScalarValue::Utf8(Some(text.to_owned())).cast_to(&data_type).unwrap());
+            for (filter, expected) in [
+                (like(false, false, s(), literal("%x"), &table).unwrap(), [true, false, false, true, true]),
+                (like(true, true, s(), literal("x%"), &table).unwrap(), [false, false, true, false, false]),
+                (
+                    binary(s(), datafusion::logical_expr::Operator::Gt, literal("Xx"), &table).unwrap(),
+                    [true, false, true, true, false],
+                ),
+                (in_list(s(), vec![literal("yy"), literal("Xx")], &false, &table).unwrap(), [false, false, true, false, true]),
+            ] {
+                let written = flightcache_datafusion::predicate::write([&filter], [], &table).flatten().unwrap();
+                let read =
+                    Predicate::read(&Arc::new(Planner::default()), &prost::Message::encode_to_vec(&written), &table, 0).unwrap();
+                for array in [&plain, &dictionary] {
+                    let mask = read.evaluate(vec![Arc::clone(array)], 5).unwrap();
+                    assert_eq!(mask, BooleanArray::from(expected.to_vec()), "{filter} on {}", array.data_type());
+                }
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use arrow::array::RecordBatch;
 use flightcache_proto::{Error, ErrorKind, Result};
+use futures::future::Either;
 use futures::{Stream, StreamExt as _};
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
@@ -198,6 +199,19 @@ impl Engine {
 
     /// The same for a client that may take other forms.
     pub fn answer(
+        self: &Arc<Self>,
+        plan: Arc<ScanPlan>,
+        meter: Arc<ScanMeter>,
+        takes: Takes,
+    ) -> impl Stream<Item = Result<Part>> + Send + use<> {
+        match plan.aggregate.clone() {
+            Some(aggregate) => Either::Left(self.states(plan, aggregate, meter)),
+            None => Either::Right(self.parts(plan, meter, takes)),
+        }
+    }
+
+    /// The rows of a scan, whatever becomes of them.
+    pub(super) fn parts(
         self: &Arc<Self>,
         plan: Arc<ScanPlan>,
         meter: Arc<ScanMeter>,

@@ -7,8 +7,8 @@ use arrow::array::{Array, ArrayRef, BooleanArray};
 use arrow::datatypes::DataType;
 use datafusion::common::stats::Precision;
 use datafusion::common::{ColumnStatistics, ScalarValue, Statistics};
-use flightcache_proto::action::{TableInfo, TableObject};
-use flightcache_proto::{Error, Result, ScanRequest, Ticket, predicate};
+use flightcache_proto::action::{Bounds, SourcesInfo, TableInfo, TableObject};
+use flightcache_proto::{Error, Result, ScanRequest, Ticket, aggregation, predicate};
 use parquet::arrow::arrow_reader::statistics::StatisticsConverter;
 use parquet::basic::{SortOrder, Type as PhysicalType};
 use parquet::file::metadata::RowGroupMetaData;
@@ -16,11 +16,27 @@ use parquet::file::metadata::RowGroupMetaData;
 use super::plan::ObjectPlan;
 use super::{ColumnSource, Engine, ScanPlan};
 use crate::admin::ScanMeter;
+use crate::object::Target;
 use crate::parquet::Footer;
 
 impl Engine {
-    /// An object, a prefix or a glob as a table.
-    pub async fn table(self: &Arc<Self>, url: &str, meter: &Arc<ScanMeter>) -> Result<TableInfo> {
+    /// What may be read, and what programs may ask of it.
+    pub fn sources(&self) -> SourcesInfo {
+        SourcesInfo {
+            sources: self.sources.iter().map(|source| source.root().to_owned()).collect(),
+            predicate_version: predicate::VERSION,
+            aggregation_version: aggregation::VERSION,
+        }
+    }
+
+    /// An object, a prefix or a glob as a table; as the store has it `now`, or as fresh as its source's bound says.
+    pub async fn table(self: &Arc<Self>, url: &str, now: bool, meter: &Arc<ScanMeter>) -> Result<TableInfo> {
+        if now {
+            self.listings.forget(url);
+            if let Target::Object(object) = self.sources.resolve(url)? {
+                self.footers.forget(object.url());
+            }
+        }
         let plan = self.plan(&Ticket::Scan(ScanRequest::new(url)), meter).await?;
         // It is the same while the footers are.
         let statistics = plan.statistics.get_or_init(|| of_objects(&plan));
@@ -32,9 +48,12 @@ impl Engine {
             row_groups: (0..object.footer.metadata.num_row_groups() as u32)
                 .map(|group| (object.footer.row_group_rows(group) as u64, plan.decoded_bytes(object, group)))
                 .collect(),
+            offsets: object.footer.metadata.row_groups().iter().map(offset).collect(),
+            columns: object.footer.schema.fields().len() as u64,
         };
         Ok(TableInfo {
             predicate_version: predicate::VERSION,
+            aggregation_version: aggregation::VERSION,
             schema: super::ipc_schema(&plan.table)?,
             spans_objects: plan.spans_objects,
             objects: plan.objects.iter().map(object).collect(),
@@ -54,6 +73,41 @@ impl Engine {
             self.footers.forget(&object.url);
         }
     }
+}
+
+impl Engine {
+    /// Least and greatest values of a column of one object, by row group, as far as its statistics tell.
+    pub async fn bounds(self: &Arc<Self>, url: &str, column: &str) -> Result<Bounds> {
+        let request = ScanRequest { columns: Some(vec![column.to_owned()]), ..ScanRequest::new(url) };
+        let plan = self.plan(&Ticket::Scan(request), &Arc::default()).await?;
+        let ([object], [column]) = (&plan.objects[..], &plan.output[..]) else {
+            return Err(Error::invalid(format!(
+                "{url}: bounds are of one object's row groups, there are {}",
+                plan.objects.len()
+            )));
+        };
+        let groups = object.footer.metadata.row_groups();
+        let data_type = plan.table.field(*column).data_type();
+        let known = match &object.columns[*column] {
+            ColumnSource::File(column) => converter(&object.footer, *column, data_type)
+                .and_then(|converter| Some((converter.row_group_mins(groups).ok()?, converter.row_group_maxes(groups).ok()?))),
+            ColumnSource::Constant(_) => None,
+        };
+        let (least, greatest) = known.unwrap_or_else(|| {
+            let unknown = arrow::array::new_null_array(data_type, groups.len());
+            (Arc::clone(&unknown), unknown)
+        });
+        let written = flightcache_datafusion::statistics::write_bounds(least, greatest);
+        let bounds = written.map_err(|e| Error::internal(format!("{url}: {}", e.strip_backtrace())))?;
+        Ok(Bounds { version: object.footer.version().map(ToString::to_string), bounds })
+    }
+}
+
+/// Where a row group begins.
+fn offset(group: &RowGroupMetaData) -> u64 {
+    let first = group.columns().first();
+    let offset = first.map(|column| column.dictionary_page_offset().unwrap_or_else(|| column.data_page_offset()));
+    offset.unwrap_or_default().unsigned_abs()
 }
 
 fn of_objects(plan: &ScanPlan) -> std::result::Result<Arc<[u8]>, String> {
@@ -86,16 +140,21 @@ fn of_column(plan: &ScanPlan, object: &ObjectPlan, column: usize) -> ColumnStati
     }
 }
 
-fn of_chunks(footer: &Footer, object: &ObjectPlan, column: usize, data_type: &DataType) -> Option<ColumnStatistics> {
+/// What reads the statistics of a root column that is one leaf.
+fn converter<'a>(footer: &'a Footer, column: usize, data_type: &DataType) -> Option<StatisticsConverter<'a>> {
     let leaves = footer.leaves(column);
     if leaves.len() != 1 || data_type.is_nested() {
         return None;
     }
-    let leaf = leaves.start;
     let parquet = footer.metadata.file_metadata().schema_descr();
-    let converter = StatisticsConverter::from_column_index(leaf, footer.schema.field(column), parquet)
-        .ok()?
-        .with_missing_null_counts_as_zero(false);
+    let converter = StatisticsConverter::from_column_index(leaves.start, footer.schema.field(column), parquet).ok()?;
+    Some(converter.with_missing_null_counts_as_zero(false))
+}
+
+fn of_chunks(footer: &Footer, object: &ObjectPlan, column: usize, data_type: &DataType) -> Option<ColumnStatistics> {
+    let converter = converter(footer, column, data_type)?;
+    let leaf = footer.leaves(column).start;
+    let parquet = footer.metadata.file_metadata().schema_descr();
     let null_counts = converter.row_group_null_counts(groups(object)).ok()?;
     let null_count = if null_counts.null_count() == 0 {
         Precision::Exact(null_counts.values().iter().sum::<u64>() as usize)

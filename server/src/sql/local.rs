@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use arrow::array::RecordBatch;
 use flightcache_datafusion::{Cache, Figures};
-use flightcache_proto::action::TableInfo;
+use flightcache_proto::action::{Bounds, TableInfo};
 use flightcache_proto::{Error, Result, Share, Ticket};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -61,10 +61,20 @@ impl Cache for LocalCache {
                 return Ok(table);
             }
             let (engine, meter, asked) = (Arc::clone(&cache.engine), Arc::clone(&cache.meter), url.clone());
-            let asking = AbortOnDropHandle::new(cache.io.spawn(async move { engine.table(&asked, &meter).await }));
+            let asking = AbortOnDropHandle::new(cache.io.spawn(async move { engine.table(&asked, false, &meter).await }));
             let table = asking.await.unwrap_or_else(|_| Err(Error::internal(format!("{url}: planning gave up"))))?;
             // Another mention may have been first: its version is the one.
             Ok(cache.tables().entry(url).or_insert(table).clone())
+        }
+        .boxed()
+    }
+
+    fn bounds(&self, url: &str, column: &str) -> BoxFuture<'static, Result<Bounds>> {
+        let (engine, io, url, column) = (Arc::clone(&self.engine), self.io.clone(), url.to_owned(), column.to_owned());
+        async move {
+            let asked = url.clone();
+            let asking = AbortOnDropHandle::new(io.spawn(async move { engine.bounds(&asked, &column).await }));
+            asking.await.unwrap_or_else(|_| Err(Error::internal(format!("{url}: planning gave up"))))
         }
         .boxed()
     }

@@ -1,6 +1,7 @@
 //! Integration: a server in process on a port of its own, the real client over a real socket, and a store that can be told to
 //! count, stall, fail, and change under the reader's feet.
 
+mod aggregates;
 mod dictionaries;
 mod exchange;
 mod faults;
@@ -11,6 +12,7 @@ mod plans;
 mod pushdown;
 mod record;
 mod requests;
+mod reroute;
 mod residency;
 mod sql;
 mod store;

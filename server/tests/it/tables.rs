@@ -248,3 +248,41 @@ async fn objects_of_one_table_may_lack_columns_and_order_them_otherwise() {
     }
     cache.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_be_first_is_read_first() {
+    let doors = Doors::open().await;
+    let (plan, _) = doors.ask("SELECT id, payer FROM t ORDER BY id DESC LIMIT 5").await;
+    assert!(Doors::shown(&plan).contains("read=id DESC"), "{}", Doors::shown(&plan));
+    // Each partition begins with the last row group of the best object there is, and finds nothing better after it.
+    let read = Doors::figure(&plan, "row_groups");
+    assert!(read <= 4, "{read} row groups of 11: {}", Doors::shown(&plan));
+    doors.ask("SELECT id, fare FROM t ORDER BY fare DESC NULLS LAST, id LIMIT 9").await;
+    doors.ask("SELECT zone, id FROM t WHERE payer <> 'cash' ORDER BY zone, id DESC LIMIT 9").await;
+    doors.ask("SELECT payer, id FROM t ORDER BY payer DESC, id LIMIT 4").await;
+    doors.cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_that_are_sorted_are_not_sorted_again() {
+    let doors = Doors::open().await;
+    let sorted = |ascending| vec![vec![datafusion::prelude::col("id").sort(ascending, false)]];
+    let table = doors.cache.client.table("s3://lake/t/").await.unwrap().sorted_by(sorted(true));
+    doors.ours.register_table("ids", Arc::new(table)).unwrap();
+    let month = vec![("month".to_owned(), arrow::datatypes::DataType::Int64)];
+    let options = ParquetReadOptions::default().table_partition_cols(month).file_sort_order(sorted(true));
+    let path = doors._files.path().join("t/").display().to_string();
+    doors.plain.register_parquet("ids", path, options).await.unwrap();
+    for sql in [
+        "SELECT id, payer FROM ids WHERE zone < 9 ORDER BY id",
+        "SELECT id FROM ids ORDER BY id LIMIT 12",
+        "SELECT id, fare FROM ids ORDER BY id DESC LIMIT 7",
+        "SELECT payer, max(id) FROM ids GROUP BY payer ORDER BY payer",
+        "SELECT id, count(*) FROM ids WHERE id < 50 GROUP BY id ORDER BY id",
+    ] {
+        doors.ask(sql).await;
+    }
+    let (plan, _) = doors.ask("SELECT id, payer FROM ids WHERE zone < 9 ORDER BY id").await;
+    assert!(!Doors::shown(&plan).contains("SortExec"), "{}", Doors::shown(&plan));
+    doors.cache.stop().await;
+}

@@ -1,0 +1,74 @@
+"""TPC-H and ClickBench through both engines, cold and warm, against the `datafusion` package's over the files themselves."""
+
+import pathlib
+import re
+import subprocess
+import sys
+from collections import Counter
+
+import datafusion
+import flightcache
+import pytest
+from conftest import ROOT, load, servers
+
+hits = load("hits", "ci/tests/hits.py")
+
+
+def queries(suite):
+    text = re.sub(r"(?m)^--.*\n", "", (ROOT / f"benches/src/sql/{suite}.sql").read_text())
+    return [query for query in map(str.strip, text.split(";\n")) if query]
+
+
+def rows(table):
+    """Rows whatever their order, numbers to nine digits: sums depend on it."""
+    shown = lambda value: f"{value:.9g}" if isinstance(value, float) else value
+    return Counter(repr([shown(value) for value in row.values()]) for row in table.to_pylist())
+
+
+def unlimited(query):
+    """The query without a limit of its own, which may leave open which rows it keeps."""
+    return re.sub(r"(?is)\slimit\s[^()]*$", "", query)
+
+
+@pytest.fixture
+def server(s3):
+    server = servers.Server("--source", "s3://lake/", "--capacity", "256MiB", env=s3.env)
+    yield server
+    server.stop()
+
+
+def check(suite, count, files, server, urls):
+    cache = flightcache.connect(server.uri)
+    plain, ours = datafusion.SessionContext(), datafusion.SessionContext()
+    for name, path in files.items():
+        plain.register_parquet(name, path)
+        ours.register_table(name, cache.table(urls[name]))
+        cache.register(name, urls[name])
+    asked = queries(suite)
+    assert len(asked) == count
+    for number, query in enumerate(asked, 1):
+        expected = rows(plain.sql(query).to_arrow_table())
+        for door in (lambda: cache.sql(query).to_arrow(), lambda: ours.sql(query).to_arrow_table()):
+            for url in urls.values():
+                cache.evict(url)
+            for turn in ("cold", "warm"):
+                answer = rows(door())
+                if answer != expected and unlimited(query) != query:
+                    assert answer.total() == expected.total() and answer <= rows(plain.sql(unlimited(query)).to_arrow_table()), f"{number}, {turn}"
+                else:
+                    assert answer == expected, f"{number}, {turn}"
+    assert cache.stats()["chunks_hit"] > 0
+
+
+def test_tpch(s3, server, tmp_path):
+    subprocess.run([pathlib.Path(sys.executable).parent / "tpchgen-cli", "parquet", "-s", "0.01", "-o", tmp_path], check=True, capture_output=True)
+    files = {path.stem: path for path in sorted(tmp_path.glob("*.parquet"))}
+    urls = {name: s3.put(f"tpch/{path.name}", path.read_bytes()) for name, path in files.items()}
+    check("tpch", 22, files, server, urls)
+
+
+def test_clickbench(s3, server, tmp_path):
+    path = tmp_path / "hits.parquet"
+    hits.write(path)
+    urls = {"hits": s3.put("hits/hits.parquet", path.read_bytes())}
+    check("clickbench", 43, {"hits": path}, server, urls)
