@@ -141,7 +141,8 @@ impl Asks {
             let is_same = self.generation.replace(generation) == Some(generation);
             self.at_a_time = if is_same { (2 * self.at_a_time).min(MOST_ROW_GROUPS) } else { FEWEST_ROW_GROUPS };
         }
-        let groups = self.left.drain(..self.at_a_time.min(self.left.len())).collect();
+        let groups: Vec<u32> = self.left.drain(..self.at_a_time.min(self.left.len())).collect();
+        let rows: u64 = groups.iter().map(|&group| self.object.row_groups[group as usize].0).sum();
         let Some(predicate) = predicate::write(&self.exact, &self.dynamic, &self.table.schema) else {
             // What was sayable when the plan was made still is: its values are the same.
             return internal_err!("{}: a filter can no longer be said", self.table.url);
@@ -164,12 +165,11 @@ impl Asks {
             schema_hash: 0,
             asked_at_us: 0,
         };
-        let rows: u64 = self.object.row_groups[first as usize..end as usize].iter().map(|(rows, _)| rows).sum();
         let figures = Figures::default();
         let mut shown = Shown { of: self.figures.clone(), figures: figures.clone(), counted: ScanStats::default() };
         let schema = Arc::clone(&self.schema);
         let url = self.object.url.clone();
-        let mut rows_left_out = Some(rows).filter(|_| self.limit.is_none());
+        let mut rows_left_out = Some(rows).filter(|_| self.limit.is_none() && self.aggregation.is_none());
         let batches = self.cache.read(share, figures).map(Some).chain(futures::stream::once(async { None }));
         let batches = batches.filter_map(move |batch| {
             shown.update();
