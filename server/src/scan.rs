@@ -14,6 +14,7 @@
 //! ```
 
 mod aggregate;
+mod growth;
 mod kept_plans;
 mod load;
 mod manage;
@@ -37,6 +38,7 @@ use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
 use flightcache_proto::{Error, Result, SlotMap};
 use tokio::sync::Semaphore;
 
+pub(crate) use growth::BoundGrowth;
 pub use parquet_rows::ParquetRows;
 pub use plan::ScanPlan;
 pub use resident::{ChunkKey, Form};

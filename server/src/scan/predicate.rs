@@ -10,6 +10,7 @@ use datafusion::common::tree_node::{Transformed, TreeNode as _, TreeNodeRecursio
 use datafusion::common::{DFSchema, DataFusionError, ScalarValue};
 use datafusion::execution::SessionState;
 use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::logical_expr::expr_rewriter::FunctionRewrite as _;
 use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{Expr, Volatility};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
@@ -18,6 +19,8 @@ use datafusion::prelude::SessionConfig;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use flightcache_proto::{Error, ErrorKind, Result};
+
+use super::growth::BoundGrowth;
 
 /// Characters of a filter that an error shows.
 const MAX_SHOWN_CHARS: usize = 1_000;
@@ -77,6 +80,9 @@ impl Planner {
             .with_config_options(Arc::clone(self.folding.config_options()))
             .with_query_execution_start_time(Some(asked_at))
             .build();
+        // Before anything is computed.
+        let options = self.folding.config_options();
+        let expr = expr.transform_up(|expr| BoundGrowth.rewrite(expr, schema, options))?.data;
         let simplifier = ExprSimplifier::new(context);
         let expr = simplifier.simplify(simplifier.coerce(expr, schema)?)?;
         self.folding.create_physical_expr(expr, schema)
@@ -429,8 +435,18 @@ mod tests {
     fn mistakes_are_typed() {
         let kind = |sql: &str| parse(sql).map(|_| ()).unwrap_err().kind;
         assert_eq!(kind("b = 1"), ErrorKind::NotFound);
-        for sql in ["a +", "a + 1", "a = 1; drop table t", "random() < 0.5", "a IN (SELECT 1)", "nosuch(a) = 1", "sum(a) > 1", ""]
-        {
+        for sql in [
+            "a +",
+            "a + 1",
+            "a = 1; drop table t",
+            "random() < 0.5",
+            "length(repeat('x', 1000000000)) > a",
+            "array_length(range(0, 100000000000)) > a",
+            "a IN (SELECT 1)",
+            "nosuch(a) = 1",
+            "sum(a) > 1",
+            "",
+        ] {
             assert_eq!(kind(sql), ErrorKind::InvalidRequest, "{sql}");
         }
     }

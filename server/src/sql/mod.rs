@@ -7,7 +7,7 @@
 //!                                                     (CachedTable and all below it: flightcache-datafusion)
 //! ```
 //!
-//! What a statement may take is bounded: its text (`statement.rs`), what one call makes (`growth.rs`), what operators keep, in memory and
+//! What a statement may take is bounded: its text (`statement.rs`), what one call makes (`scan/growth.rs`), what operators keep, in memory and
 //! on disk (`session.rs`, `kept.rs`).
 //!
 //! It is read only: beside queries, only names may be made and dropped (`tables.rs`). A statement is all there is to a request:
@@ -15,7 +15,6 @@
 
 mod catalog;
 mod error;
-mod growth;
 mod handle;
 mod kept;
 mod local;

@@ -23,7 +23,6 @@ use uuid::Uuid;
 
 use super::catalog::{Catalogs, Names};
 use super::error::from_datafusion;
-use super::growth::BoundGrowth;
 use super::handle::Handle;
 use super::kept::AccountForKept;
 use super::local::LocalCache;
@@ -33,7 +32,7 @@ use super::statement::{Statement, refused_plan};
 use super::tables::{CATALOG, SCHEMA, Tables};
 use crate::admin::ScanMeter;
 use crate::parquet::announced_schema;
-use crate::scan::Engine;
+use crate::scan::{BoundGrowth, Engine};
 use crate::settings::Settings;
 
 /// Memory that a sort keeps for merging what it spilled, at most: as by default.

@@ -1,6 +1,7 @@
 //! Functions whose results may be far larger than what they are given: what one call makes is measured before it is made.
 //!
-//! Memory pools know what operators keep, not what an expression makes of a batch: `repeat('x', 2000000000)` is a short statement.
+//! Memory pools know what operators keep, not what an expression makes of a batch: `repeat('x', 2000000000)` is a short one. For filters and for
+//! statements of SQL.
 
 mod measure;
 #[cfg(test)]
@@ -27,7 +28,7 @@ const MAX_FIXED_BYTES: u64 = 4 << 10;
 
 /// Puts such functions under measure, and refuses constants and types that are too large.
 #[derive(Debug)]
-pub(super) struct BoundGrowth;
+pub(crate) struct BoundGrowth;
 
 /// A function under measure. It is the same in all else, but is not looked into while planning: what it became then would be
 /// without.
