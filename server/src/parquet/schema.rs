@@ -56,12 +56,16 @@ pub fn check_widths(schema: &Schema) -> Result<()> {
     }
 }
 
-/// Bytes a value takes though it may be NULL or empty.
+/// Bytes a value takes though it may be NULL or empty; of lists, what an element does.
 pub fn fixed_bytes(data_type: &DataType) -> u64 {
     match data_type {
         DataType::FixedSizeBinary(width) => u64::from(width.unsigned_abs()),
         DataType::FixedSizeList(field, len) => fixed_bytes(field.data_type()).saturating_mul(u64::from(len.unsigned_abs())),
         DataType::Struct(fields) => fields.iter().map(|field| fixed_bytes(field.data_type())).fold(1, u64::saturating_add),
+        DataType::List(field) | DataType::LargeList(field) | DataType::ListView(field) | DataType::LargeListView(field) => {
+            fixed_bytes(field.data_type()).max(8)
+        }
+        DataType::Map(field, _) => fixed_bytes(field.data_type()).max(8),
         other => other.primitive_width().unwrap_or(8) as u64,
     }
 }

@@ -129,6 +129,13 @@ impl FunctionRewrite for BoundGrowth {
                 let joined = BinaryExpr { left: Box::new(left), op: Operator::StringConcat, right: Box::new(right) };
                 Ok(Transformed::yes(Expr::BinaryExpr(joined)))
             }
+            Expr::Cast(_) | Expr::TryCast(_) => {
+                let data_type = expr.get_type(schema)?;
+                if fixed_bytes(&data_type) > MAX_FIXED_BYTES {
+                    return plan_err!("a cast to {data_type}, of which each value takes {} bytes", fixed_bytes(&data_type));
+                }
+                Ok(Transformed::no(expr))
+            }
             Expr::Literal(value, _) if value.size() as u128 > MAX_CONSTANT_BYTES => {
                 plan_err!("a constant of {} bytes; at most {MAX_CONSTANT_BYTES} are taken", value.size())
             }

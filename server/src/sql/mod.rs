@@ -23,6 +23,7 @@ mod run;
 mod running;
 mod runtime;
 mod session;
+mod size;
 mod statement;
 mod tables;
 

@@ -69,6 +69,12 @@ impl Parameters {
             let end = buffer.offset().checked_add(buffer.length());
             buffer.offset() >= 0 && buffer.length() >= 0 && end.is_some_and(|end| end <= self.body.len() as i64)
         };
+        // Of no type but Null a value takes less than a bit, and those take nothing: any number of them.
+        let most = 8 * self.body.len() as i64 + 1;
+        let is_there = |node: &arrow::ipc::FieldNode| (0..=most).contains(&node.length());
+        if !batch.nodes().into_iter().flatten().all(is_there) {
+            return Err("they hold more values than their body has bits".to_owned());
+        }
         if batch.length() != 1 || !batch.buffers().into_iter().flatten().all(is_within) {
             return Err("they are not one row within their body".to_owned());
         }
@@ -127,6 +133,18 @@ pub(super) mod tests {
         assert!(matches!(named.values().unwrap(), ParamValues::Map(values) if values.contains_key("x")));
         let numbered = of(vec![("$1", Arc::new(Int64Array::from(vec![7])))]);
         assert!(matches!(numbered.values().unwrap(), ParamValues::List(_)));
+    }
+
+    #[test]
+    fn values_of_no_bytes_are_counted() {
+        let nulls: ArrayRef = Arc::new(arrow::array::NullArray::new(1 << 40));
+        let field = Arc::new(arrow::datatypes::Field::new_list_field(DataType::Null, true));
+        let offsets = arrow::buffer::OffsetBuffer::new(vec![0_i64, 1 << 40].into());
+        let list: ArrayRef = Arc::new(arrow::array::LargeListArray::new(field, offsets, nulls, None));
+        let error = of(vec![("0", list)]).values().map(|_| ()).unwrap_err();
+        assert!(error.kind == ErrorKind::InvalidRequest && error.message.contains("bits"), "{error}");
+        let null: ArrayRef = Arc::new(arrow::array::NullArray::new(1));
+        assert!(of(vec![("0", null)]).values().is_ok());
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::handle::Handle;
 use super::session::{Planned, Sql, gave_up};
 use super::statement::Statement;
 use crate::admin::ScanMeter;
+use crate::parquet::SLICE_ROWS;
 
 /// Batches that wait for the connection.
 const BATCHES_AHEAD: usize = 2;
@@ -128,8 +129,12 @@ impl Run {
                 continue;
             }
             self.has_sent = true;
-            if self.sender.send(batch).await.is_err() {
-                return Err(Error::new(ErrorKind::Cancelled, "the caller went away"));
+            // Some operators make one of all they have.
+            for start in (0..batch.num_rows()).step_by(SLICE_ROWS) {
+                let slice = batch.slice(start, SLICE_ROWS.min(batch.num_rows() - start));
+                if self.sender.send(slice).await.is_err() {
+                    return Err(Error::new(ErrorKind::Cancelled, "the caller went away"));
+                }
             }
         }
         Ok(())

@@ -28,6 +28,7 @@ use super::kept::AccountForKept;
 use super::local::LocalCache;
 use super::running::Running;
 use super::runtime::SqlRuntime;
+use super::size;
 use super::statement::{Statement, refused_plan};
 use super::tables::{CATALOG, SCHEMA, Tables};
 use crate::admin::ScanMeter;
@@ -163,6 +164,7 @@ impl Sql {
         state.mark_start_execution();
         let failed = |error: DataFusionError| from_datafusion(&error);
         let plan = state.statement_to_plan(statement).await.map_err(failed)?;
+        size::check(&plan).map_err(failed)?;
         let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         read_only.verify_plan(&plan).map_err(|error| refused_plan(&error.strip_backtrace()))?;
         let parameters = parameters(&plan).map_err(failed)?;

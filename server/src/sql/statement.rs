@@ -1,11 +1,16 @@
 //! One statement's text, read and judged: what is not a question is refused here, before anything is looked up.
 
+use std::ops::ControlFlow;
+
 use datafusion::common::TableReference;
 use datafusion::sql::parser::{CreateExternalTable, DFParserBuilder, Statement as Parsed};
 use datafusion::sql::planner::object_name_to_table_reference;
-use datafusion::sql::sqlparser::ast::{ObjectName, ObjectType, Statement as Sql};
+use datafusion::sql::sqlparser::ast::{
+    DataType as SqlType, Expr as SqlExpr, FunctionArg, FunctionArgExpr, ObjectName, ObjectType, Statement as Sql, TableFactor,
+    UnaryOperator, Visit as _, Visitor,
+};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
-use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
+use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 use flightcache_proto::{Error, ErrorKind, Result};
 
 use super::error::from_datafusion;
@@ -51,6 +56,14 @@ impl Statement {
             );
             return Err(Error::invalid(message));
         }
+        // Each nests the statement, and one within another says nothing.
+        let mut words = tokens.iter().filter(|token| !matches!(token.token, Token::Whitespace(_)));
+        let is_explain = |token: Option<&TokenWithSpan>| {
+            token.is_some_and(|token| matches!(&token.token, Token::Word(word) if word.value.eq_ignore_ascii_case("explain")))
+        };
+        if is_explain(words.next()) && is_explain(words.next()) {
+            return Err(refused("EXPLAIN of EXPLAIN"));
+        }
         let mut position = 0;
         for token in &mut tokens {
             if token.token == Token::Placeholder("?".to_owned()) {
@@ -69,6 +82,7 @@ impl Statement {
 
     fn judge(statement: Parsed) -> Result<Self> {
         if is_question(&statement) {
+            check_table_functions(&statement)?;
             return Ok(Self::Query(Box::new(statement)));
         }
         match statement {
@@ -88,7 +102,7 @@ impl Statement {
 /// Whether a statement asks and changes nothing. What hides within a query is found in its plan.
 fn is_question(statement: &Parsed) -> bool {
     match statement {
-        Parsed::Explain(explain) => is_question(&explain.statement),
+        Parsed::Explain(explain) => !matches!(*explain.statement, Parsed::Explain(_)) && is_question(&explain.statement),
         Parsed::Statement(sql) => match sql.as_ref() {
             Sql::Explain { statement, .. } => matches!(**statement, Sql::Query(_)),
             Sql::Query(_)
@@ -99,6 +113,54 @@ fn is_question(statement: &Parsed) -> bool {
             _ => false,
         },
         _ => false,
+    }
+}
+
+/// Arguments of functions in place of tables are computed while planning, before anything is measured: they are taken if there is
+/// nothing to compute.
+fn check_table_functions(statement: &Parsed) -> Result<()> {
+    match statement {
+        Parsed::Explain(explain) => check_table_functions(&explain.statement),
+        Parsed::Statement(sql) => match sql.visit(&mut TableFunctions) {
+            ControlFlow::Break(error) => Err(error),
+            ControlFlow::Continue(()) => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
+
+struct TableFunctions;
+
+impl Visitor for TableFunctions {
+    type Break = Error;
+
+    fn pre_visit_table_factor(&mut self, table: &TableFactor) -> ControlFlow<Error> {
+        let (name, arguments) = match table {
+            TableFactor::Table { name, args: Some(arguments), .. } => (name, &arguments.args),
+            TableFactor::Function { name, args, .. } => (name, args),
+            _ => return ControlFlow::Continue(()),
+        };
+        if arguments.iter().all(is_constant) {
+            return ControlFlow::Continue(());
+        }
+        let message = format!("{name} in place of a table takes constants; in place of a value it takes what is computed");
+        ControlFlow::Break(Error::new(ErrorKind::Unsupported, message))
+    }
+}
+
+fn is_constant(argument: &FunctionArg) -> bool {
+    fn is(expr: &SqlExpr) -> bool {
+        match expr {
+            SqlExpr::Value(_) | SqlExpr::Interval(_) | SqlExpr::TypedString { .. } => true,
+            SqlExpr::UnaryOp { op: UnaryOperator::Minus | UnaryOperator::Plus, expr } | SqlExpr::Nested(expr) => is(expr),
+            SqlExpr::Cast { expr, data_type, .. } => is(expr) && !matches!(data_type, SqlType::Array(_)),
+            _ => false,
+        }
+    }
+    match argument {
+        FunctionArg::Named { arg, .. } | FunctionArg::ExprNamed { arg, .. } | FunctionArg::Unnamed(arg) => {
+            matches!(arg, FunctionArgExpr::Expr(expr) if is(expr))
+        }
     }
 }
 
@@ -175,6 +237,8 @@ mod tests {
             "SHOW TABLES",
             "DESCRIBE t",
             "SHOW COLUMNS FROM t",
+            "SELECT * FROM range(-1, 10), generate_series(TIMESTAMP '2024-01-01', '2025-01-01'::timestamp, INTERVAL '1' DAY)",
+            "SELECT cardinality(range(1, 1 + 1))",
         ] {
             assert!(matches!(Statement::parse(sql), Ok(Statement::Query(_))), "{sql}: {:?}", Statement::parse(sql));
         }
@@ -209,6 +273,10 @@ mod tests {
             "EXPLAIN INSERT INTO t VALUES (1)",
             "EXPLAIN ANALYZE COPY (SELECT 1) TO '/tmp/x.csv'",
             "TRUNCATE TABLE t",
+            "EXPLAIN EXPLAIN SELECT 1",
+            "SELECT * FROM range(1, cardinality(range(0, 4000000000)))",
+            "SELECT * FROM (SELECT * FROM generate_series(1, length(repeat('x', 2000000000))) AS s)",
+            "EXPLAIN SELECT 1 WHERE 1 IN (SELECT value FROM range(1, 1 + 1))",
         ] {
             assert_eq!(kind(sql), Some(ErrorKind::Unsupported), "{sql}");
         }

@@ -14,6 +14,8 @@ pub const SCHEMA: &str = "public";
 const MAX_CREATED: usize = 1_000;
 /// Longer names are refused.
 pub const MAX_NAME_BYTES: usize = 256;
+/// Longer URLs are: keys in S3 have 1,024 bytes at most.
+const MAX_URL_BYTES: usize = 4 << 10;
 
 /// The names a server knows. What is made at run time is gone with the server.
 ///
@@ -55,6 +57,9 @@ impl Tables {
     pub(super) fn create(&self, name: &str, url: &str, if_not_exists: bool, or_replace: bool) -> Result<()> {
         if name.len() > MAX_NAME_BYTES {
             return Err(Error::invalid(format!("a table's name of {} bytes; at most {MAX_NAME_BYTES}", name.len())));
+        }
+        if url.len() > MAX_URL_BYTES {
+            return Err(Error::invalid(format!("a URL of {} bytes; at most {MAX_URL_BYTES}", url.len())));
         }
         let exists = |url: &str| Err(Error::invalid(format!("table {name:?} exists already: it is {url}")));
         if let Some(known) = self.configured.get(name) {
@@ -122,5 +127,6 @@ mod tests {
         }
         assert_eq!(tables.create("one_more", "s3://lake/a/", false, false).unwrap_err().kind, ErrorKind::ResourceExhausted);
         assert!(tables.create(&"x".repeat(300), "s3://lake/a/", false, false).is_err());
+        assert!(tables.create("t0", &format!("s3://lake/{}", "x".repeat(5_000)), false, true).is_err());
     }
 }

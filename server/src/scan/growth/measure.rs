@@ -13,6 +13,8 @@ const MAX_BATCH_BYTES: u128 = 512 << 20;
 const ELEMENT_BYTES: u128 = 16;
 /// Bytes an element of a list takes beside its own.
 const OFFSET_BYTES: u128 = 8;
+/// Bytes that one of a pattern may become, at most: `%+` is a date, a time and a zone.
+const FORMATTED_BYTES: u128 = 32;
 /// Bytes of a value that is the same for all rows: it may be repeated for each of a batch's.
 pub(super) const MAX_CONSTANT_BYTES: u128 = 128 << 10;
 /// How large a result may be, by its arguments.
@@ -40,6 +42,10 @@ pub(super) enum Growth {
     Groups,
     /// The elements of the first, with the others between them.
     Join,
+    /// Steps, not bytes: each of the first with each of the second.
+    Product,
+    /// Text by a pattern, the second.
+    Format,
 }
 
 impl Growth {
@@ -57,6 +63,8 @@ impl Growth {
             "regexp_replace" => Self::ReplaceMatches,
             "regexp_match" => Self::Groups,
             "array_to_string" => Self::Join,
+            "levenshtein" => Self::Product,
+            "to_char" | "date_format" => Self::Format,
             _ => return None,
         })
     }
@@ -76,6 +84,8 @@ impl Growth {
             Self::Replace => bytes(0) + (bytes(0) / bytes(1).max(1) + 1) * bytes(2),
             Self::ReplaceMatches => bytes(0) + (bytes(0) + 1) * 2 * bytes(2),
             Self::Groups => bytes(0) * (bytes(1) + 1),
+            Self::Product => bytes(0) * bytes(1),
+            Self::Format => bytes(1) * FORMATTED_BYTES,
             Self::Join => bytes(0) * 2 + bytes(0) / OFFSET_BYTES * (bytes(1) + bytes(2)),
         }
     }

@@ -56,6 +56,9 @@ async fn what_would_be_too_large_is_not_made() {
         "SELECT replace(repeat('a', 100000), 'a', repeat('b', 100000))".to_owned(),
         "SELECT regexp_replace(repeat('a', 100000), 'a', repeat('b', 100000), 'g')".to_owned(),
         "SELECT array_to_string(range(0, 10000), repeat('b', 100000))".to_owned(),
+        "SELECT max(levenshtein(repeat('a', 100000), s || repeat('b', 100000))) FROM (SELECT CAST(value AS VARCHAR) AS s FROM range(0, 100))"
+            .to_owned(),
+        "SELECT to_char(TIMESTAMP '2024-01-01', repeat('%+', 60000))".to_owned(),
         doubled(60, "SELECT arrow_cast('abcd', 'LargeUtf8') AS s"),
         doubled(60, "SELECT arrow_cast(CAST(value AS VARCHAR), 'Utf8View') AS s FROM range(0, 9)"),
         format!("SELECT concat_ws(repeat('x', 100000){})", ", ''".repeat(200)),
@@ -66,6 +69,9 @@ async fn what_would_be_too_large_is_not_made() {
     for sql in [
         "SELECT arrow_cast(NULL, 'FixedSizeList(1000000000, Int64)')".to_owned(),
         "SELECT arrow_try_cast('a', 'FixedSizeBinary(1000000000)')".to_owned(),
+        "SELECT CAST(NULL AS BIGINT[10000000][10000000])".to_owned(),
+        "SELECT TRY_CAST(NULL AS BIGINT[1000000000])".to_owned(),
+        "SELECT make_array(NULL)::BIGINT[1000000000][]".to_owned(),
         format!("SELECT '{}'", "x".repeat(200_000)),
     ] {
         assert!(
