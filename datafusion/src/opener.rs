@@ -14,7 +14,7 @@ use datafusion::physical_expr::expressions::DynamicFilterTracking;
 use datafusion::physical_expr_common::physical_expr::snapshot_generation;
 use datafusion::physical_plan::metrics::{Count, ExecutionPlanMetricsSet, MetricBuilder, Time};
 use flightcache_proto::action::TableObject;
-use flightcache_proto::{Error, ObjectShare, ScanRequest, ScanStats, Share};
+use flightcache_proto::{Error, ObjectShare, ScanRequest, ScanStats, Share, aggregation};
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 
@@ -162,7 +162,7 @@ impl Asks {
             }],
             epoch: 0,
             schema: self.table.ipc_schema.clone(),
-            schema_hash: 0,
+            schema_hash: self.aggregation.as_deref().map_or(0, aggregation::schema_hash),
             asked_at_us: 0,
         };
         let figures = Figures::default();

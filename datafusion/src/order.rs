@@ -71,7 +71,9 @@ impl Order {
                 let bound = |file: &PartitionedFile| -> Option<ScalarValue> {
                     let statistics = file.statistics.as_ref()?.column_statistics.get(at)?;
                     let bound = if *descending { &statistics.max_value } else { &statistics.min_value };
-                    bound.get_value().filter(|value| !value.is_null()).cloned()
+                    // Of other types they would not compare.
+                    let is_of_column = |value: &&ScalarValue| value.data_type() == *columns.field(at).data_type();
+                    bound.get_value().filter(|value| !value.is_null()).filter(is_of_column).cloned()
                 };
                 files.sort_by_cached_key(|file| Promise { bound: bound(file), descending: *descending });
             }

@@ -13,7 +13,8 @@ use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig, FileScanC
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::logical_expr::{Expr, SortExpr, TableProviderFilterPushDown, TableType};
-use datafusion::physical_expr::{LexOrdering, create_lex_ordering};
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::{LexOrdering, PhysicalExpr, create_lex_ordering};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use flightcache_proto::action::{SourcesInfo, TableInfo, TableObject};
@@ -197,15 +198,21 @@ impl TableProvider for CachedTable {
             return Err(to_datafusion(Error::new(ErrorKind::Changed, message)));
         }
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&now);
-        let files: Vec<_> =
-            now.objects.iter().zip(&now.of_objects).map(|(object, statistics)| file(object, statistics)).collect();
+        // Of objects without rows there is nothing to read, and no order to be known.
+        let has_rows = |object: &TableObject| object.row_groups.iter().any(|(rows, _)| *rows > 0);
+        let objects = now.objects.iter().zip(&now.of_objects).filter(|(object, _)| has_rows(object));
+        let files: Vec<_> = objects.map(|(object, statistics)| file(object, statistics)).collect();
         if files.is_empty() {
             let schema =
                 projection.map_or_else(|| Ok(Arc::clone(&self.schema)), |columns| self.schema.project(columns).map(Arc::new))?;
             return Ok(Arc::new(EmptyExec::new(schema)));
         }
-        let ordering = create_lex_ordering(&self.schema, &self.sorted_by, state.execution_props())?;
+        let mut ordering = create_lex_ordering(&self.schema, &self.sorted_by, state.execution_props())?;
         let statistics = now.statistics.clone();
+        if files.len() > 1 {
+            // Least and greatest values, by which objects follow each other, tell nothing of NULL and NaN.
+            ordering.retain(|order| order.iter().all(|sort| has_bounds_only(&sort.expr, &self.schema, &statistics)));
+        }
         let source = Arc::new(CachedSource::new(Arc::clone(&self.cache), now));
         let config = FileScanConfigBuilder::new(ObjectStoreUrl::local_filesystem(), source)
             .with_file_groups(self.groups(files, ordering.first(), state))
@@ -216,6 +223,14 @@ impl TableProvider for CachedTable {
             .build();
         Ok(DataSourceExec::from_data_source(config))
     }
+}
+
+/// Whether all values of a column lie between its least and greatest.
+fn has_bounds_only(expr: &Arc<dyn PhysicalExpr>, schema: &Schema, statistics: &Statistics) -> bool {
+    expr.downcast_ref::<Column>().is_some_and(|column| {
+        let nulls = statistics.column_statistics.get(column.index()).map(|column| column.null_count);
+        nulls == Some(Precision::Exact(0)) && !schema.field(column.index()).data_type().is_floating()
+    })
 }
 
 /// An object as a file of the plan.

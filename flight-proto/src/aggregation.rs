@@ -1,6 +1,7 @@
 //! Partial aggregates as programs ask for them: `flightcache.v1.Aggregation`, which `proto/flightcache/v1/aggregation.proto` describes.
 
 use prost::Message as _;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::error::{Error, Result};
 pub use crate::pb::{Aggregate, Aggregation};
@@ -8,6 +9,8 @@ use crate::predicate::MAX_BYTES;
 
 /// The newest version there is.
 pub const VERSION: u32 = 1;
+
+const HASH_SEED: u64 = 0x6167_6772;
 
 /// Expressions of an aggregation that are not within others, at most: inputs, groups, arguments and filters.
 pub const MAX_EXPRESSIONS: usize = 2_000;
@@ -30,6 +33,12 @@ pub const AGGREGATES: [&str; 14] = [
     "var",
     "var_pop",
 ];
+
+/// What stands for the schema of a share's answer where states are asked for: never that of any schema, so a server that knows no
+/// aggregations refuses the share instead of answering its rows.
+pub fn schema_hash(aggregation: &[u8]) -> u64 {
+    xxh3_64_with_seed(aggregation, HASH_SEED).max(1)
+}
 
 impl Aggregation {
     /// The bytes that [`Aggregation::parse`] reads.

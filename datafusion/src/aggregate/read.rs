@@ -46,7 +46,13 @@ pub fn read(aggregation: &Aggregation, rows: Arc<dyn ExecutionPlan>) -> Result<A
     let types = |schema: &Schema| schema.fields().iter().map(|field| field.data_type().clone()).collect::<Vec<_>>();
     let (said, ours) = (types(&state), types(&exec.schema()));
     if said != ours {
-        return Err(Error::new(ErrorKind::Unsupported, format!("aggregation: its states would be {ours:?} here, not {said:?}")));
+        // One of them: all of a wide aggregation would be too long for a header.
+        let differing = said.iter().zip(&ours).position(|(said, ours)| said != ours);
+        let message = match differing {
+            Some(at) => format!("column {at} of its states would be another here: {}", ours[at]),
+            None => format!("its states would be of {} columns here, not of {}", ours.len(), said.len()),
+        };
+        return Err(Error::new(ErrorKind::Unsupported, format!("aggregation: {message}")));
     }
     Ok(exec)
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use datafusion::common::ScalarValue;
-use flightcache_proto::{Error, ErrorKind, ObjectShare, Part, Result, ScanRequest, Share, Slot, Ticket, Version};
+use flightcache_proto::{Error, ErrorKind, ObjectShare, Part, Result, ScanRequest, Share, Slot, Ticket, Version, aggregation};
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3Default;
@@ -152,7 +152,7 @@ impl ScanPlan {
                 objects: Vec::new(),
                 epoch,
                 schema: schema.clone(),
-                schema_hash: schema_hash(&self.schema),
+                schema_hash: answer_hash(&self.request, &self.schema),
                 asked_at_us: self.asked_at_us,
             };
             (share, slot)
@@ -204,6 +204,11 @@ impl ScanPlan {
 /// The ticket of a share. One of very many objects, which only a scan that cannot be cut has, is that scan.
 fn ticket(share: Share) -> Ticket {
     if share.objects.len() > MAX_SHARE_OBJECTS { Ticket::Scan(share.scan) } else { Ticket::Share(share) }
+}
+
+/// A fingerprint of what is answered: of rows by their schema, of states by what they are of.
+fn answer_hash(request: &ScanRequest, schema: &Schema) -> u64 {
+    request.aggregation.as_deref().map_or_else(|| schema_hash(schema), aggregation::schema_hash)
 }
 
 /// A fingerprint of names, types and nullability.
@@ -297,7 +302,7 @@ impl Engine {
         };
         let output = output_columns(&request, &table)?;
         let schema = Arc::new(table.project(&output).map_err(|e| Error::internal(e.to_string()))?);
-        if share.is_some_and(|share| share.schema_hash != 0 && share.schema_hash != schema_hash(&schema)) {
+        if share.is_some_and(|share| share.schema_hash != 0 && share.schema_hash != answer_hash(&request, &schema)) {
             let message =
                 format!("{}: the answer's schema changed since the ticket was made; ask for the flight again", request.url);
             return Err(Error::new(ErrorKind::Changed, message));
