@@ -149,12 +149,11 @@ impl FileSource for CachedSource {
             let routed = Arc::clone(routed);
             return Ok(Arc::new(RoutedOpener { source: self.clone(), routed, limit, partition }));
         }
-        let (columns, schema) = match &self.aggregate {
-            Some(pushed) => (pushed.columns.clone(), Arc::clone(pushed.schema.table_schema())),
-            None => {
-                let schema = Arc::new(self.table.schema.project(&self.projection.file_indices)?);
-                (schema.fields().iter().map(|field| field.name().clone()).collect(), schema)
-            }
+        let (columns, schema) = if let Some(pushed) = &self.aggregate {
+            (pushed.columns.clone(), Arc::clone(pushed.schema.table_schema()))
+        } else {
+            let schema = Arc::new(self.table.schema.project(&self.projection.file_indices)?);
+            (schema.fields().iter().map(|field| field.name().clone()).collect(), schema)
         };
         let opener = Opener {
             cache: Arc::clone(&self.cache),

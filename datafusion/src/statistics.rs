@@ -64,10 +64,11 @@ pub fn write_bounds(least: ArrayRef, greatest: ArrayRef) -> Result<Vec<u8>> {
 /// Reads what [`write_bounds`] wrote.
 pub(crate) fn read_bounds(bytes: &[u8]) -> Result<[ArrayRef; 2]> {
     let mut reader = StreamReader::try_new(Cursor::new(bytes), None)?;
-    match reader.next().transpose()?.as_ref().map(RecordBatch::columns) {
-        Some([least, greatest]) => Ok([Arc::clone(least), Arc::clone(greatest)]),
-        _ => internal_err!("bounds of other than two columns"),
-    }
+    let batch = reader.next().transpose()?;
+    let Some([least, greatest]) = batch.as_ref().map(RecordBatch::columns) else {
+        return internal_err!("bounds of other than two columns");
+    };
+    Ok([Arc::clone(least), Arc::clone(greatest)])
 }
 
 /// Reads what [`write()`] wrote: for each object the statistics of all columns. Rows and bytes are left unknown.

@@ -197,8 +197,10 @@ impl TableProvider for CachedTable {
             return Err(to_datafusion(Error::new(ErrorKind::Changed, message)));
         }
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&now);
-        let files: Vec<_> =
-            now.objects.iter().zip(&now.of_objects).map(|(object, statistics)| file(object, statistics)).collect();
+        // Of objects without rows there is nothing to read, and no order to be known.
+        let has_rows = |object: &TableObject| object.row_groups.iter().any(|(rows, _)| *rows > 0);
+        let objects = now.objects.iter().zip(&now.of_objects).filter(|(object, _)| has_rows(object));
+        let files: Vec<_> = objects.map(|(object, statistics)| file(object, statistics)).collect();
         if files.is_empty() {
             let schema =
                 projection.map_or_else(|| Ok(Arc::clone(&self.schema)), |columns| self.schema.project(columns).map(Arc::new))?;

@@ -71,7 +71,7 @@ async fn states(exec: impl ExecutionPlan + 'static) -> String {
 
 const SELECTS: [&str; 5] = [
     "key, count(*), sum(n), avg(price), min(price), max(key) FROM t GROUP BY key",
-    "sum(price * (1 - 0.05)), sum(n * n - 1), stddev_pop(price), bool_or(n > 88), bit_xor(n) FROM t",
+    "sum(price * (1 - 0.05)), sum(n * n - 1), stddev_pop(n), bool_or(n > 88), bit_xor(n) FROM t",
     "count(*) FILTER (WHERE key LIKE '%1'), sum(n) FILTER (WHERE price > 3.5) FROM t",
     "upper(key), n % 3, count(price) FROM t GROUP BY upper(key), n % 3",
     "key FROM t GROUP BY key",

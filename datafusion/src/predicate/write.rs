@@ -111,7 +111,7 @@ impl<'a> Writer<'a> {
     }
 
     /// The same, whose next expressions are over other columns.
-    pub(crate) fn over<'b>(self, table: &'b Schema) -> Writer<'b> {
+    pub(crate) fn over(self, table: &Schema) -> Writer<'_> {
         Writer { table, lists: self.lists }
     }
 

@@ -139,7 +139,8 @@ impl RoutedOpener {
             metrics: self.source.metrics.clone(),
             partition: self.partition,
         };
-        let groups = row_groups(&resolved.object, file.range.as_ref().map(|range| range.start..range.end));
+        let range = file.range.as_ref().map(|range| range.start..range.end);
+        let groups = row_groups(&resolved.object, range.as_ref());
         opener.batches(&resolved.object, groups).await
     }
 

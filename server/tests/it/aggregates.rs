@@ -164,8 +164,8 @@ async fn states_cross_instead_of_rows() {
     assert_eq!(figure(&plan, "output_rows"), 3, "{}", shown(&plan));
     // One ask for all row groups of an object, however many partitions there are to spread rows over.
     assert!(!shown(&plan).contains("RoundRobin"), "{}", shown(&plan));
-    let shown = doors.ruled.sql("EXPLAIN SELECT count(word) FROM t").await.unwrap().collect().await.unwrap();
-    assert!(sorted(&shown).contains("aggregate=[count(t.word)]"), "{}", sorted(&shown));
+    let shown = doors.ruled.sql("EXPLAIN SELECT sum(small) FROM t").await.unwrap().collect().await.unwrap();
+    assert!(sorted(&shown).contains("aggregate=[sum(t.small)]"), "{}", sorted(&shown));
     doors.cache.stop().await;
 }
 
@@ -203,6 +203,7 @@ async fn what_the_cache_cannot_do_alike_stays() {
         "SELECT DISTINCT word, flag FROM t",
         "SELECT count(*) FROM t WHERE flag",
         "SELECT word FROM t WHERE word = 'beta' GROUP BY word",
+        "SELECT min(f), max(f) FROM t WHERE small > 3",
     ] {
         let (plan, _) = doors.ask(sql).await;
         assert!(is_pushed(&plan), "{}", shown(&plan));
@@ -269,8 +270,6 @@ fn statements() -> impl Strategy<Value = String> {
         "avg(fare)",
         "avg(price)",
         "avg(tiny)",
-        "min(f)",
-        "max(f)",
         "min(word)",
         "max(v)",
         "max(dict)",
