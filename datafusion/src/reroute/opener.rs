@@ -6,10 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::SchemaRef;
+use datafusion::common::tree_node::{Transformed, TransformedResult as _, TreeNode as _};
 use datafusion::common::{Result, ScalarValue, internal_err};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::{FileOpenFuture, FileOpener};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_expr::expressions::CastExpr;
 use datafusion::physical_expr::projection::{ProjectionExpr, ProjectionExprs};
 use datafusion::physical_expr::simplifier::PhysicalExprSimplifier;
 use datafusion::physical_expr::utils::{collect_columns, reassign_expr_columns};
@@ -60,7 +62,22 @@ struct Fit {
 
 impl Fit {
     fn dynamic(&self, expr: &Arc<dyn PhysicalExpr>) -> Result<Arc<dyn PhysicalExpr>> {
-        self.adapter.rewrite(replace_columns_with_literals(Arc::clone(expr), &self.literals)?)
+        let expr = self.adapter.rewrite(replace_columns_with_literals(Arc::clone(expr), &self.literals)?)?;
+        // Adapters cast to the table's fields, also where only what a field says beside its type differs, and such casts cannot be
+        // said. What comes of them gets the plan's schema in any case.
+        let plain = |expr: Arc<dyn PhysicalExpr>| {
+            let Some(cast) = expr.downcast_ref::<CastExpr>() else { return Ok(Transformed::no(expr)) };
+            if !cast.has_explicit_metadata() || cast.cast_type().is_nested() {
+                return Ok(Transformed::no(expr));
+            }
+            let inner = Arc::clone(cast.expr());
+            if inner.data_type(&self.schema)? == *cast.cast_type() {
+                return Ok(Transformed::yes(inner));
+            }
+            let options = Some(cast.cast_options().clone());
+            Ok(Transformed::yes(Arc::new(CastExpr::new(inner, cast.cast_type().clone(), options)) as Arc<dyn PhysicalExpr>))
+        };
+        expr.transform_up(plain).data()
     }
 
     fn exact(&self, expr: &Arc<dyn PhysicalExpr>) -> Result<Arc<dyn PhysicalExpr>> {

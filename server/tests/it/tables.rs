@@ -18,7 +18,7 @@ struct Doors {
     cache: Cache,
     ours: SessionContext,
     plain: SessionContext,
-    _files: tempfile::TempDir,
+    files: tempfile::TempDir,
 }
 
 fn trips(first: i64, rows: i64) -> Bytes {
@@ -71,7 +71,7 @@ impl Doors {
         let path = |name: &str| files.path().join(name).display().to_string();
         plain.register_parquet("t", path("t/"), options().table_partition_cols(month)).await.unwrap();
         plain.register_parquet("zones", path("zones.parquet"), options()).await.unwrap();
-        Self { cache, ours, plain, _files: files }
+        Self { cache, ours, plain, files }
     }
 
     /// The plan and the answer of a statement through the cache, which has to be that over the files.
@@ -271,7 +271,7 @@ async fn objects_that_are_sorted_are_not_sorted_again() {
     doors.ours.register_table("ids", Arc::new(table)).unwrap();
     let month = vec![("month".to_owned(), arrow::datatypes::DataType::Int64)];
     let options = ParquetReadOptions::default().table_partition_cols(month).file_sort_order(sorted(true));
-    let path = doors._files.path().join("t/").display().to_string();
+    let path = doors.files.path().join("t/").display().to_string();
     doors.plain.register_parquet("ids", path, options).await.unwrap();
     for sql in [
         "SELECT id, payer FROM ids WHERE zone < 9 ORDER BY id",
