@@ -396,6 +396,21 @@ mod tests {
     }
 
     #[test]
+    fn what_would_be_too_large_is_not_made() {
+        for sql in
+            ["length(repeat('x', 1000000000)) > a", "array_length(range(0, 100000000000)) > a", "repeat(s, 1000000000) = s"]
+        {
+            let arrays: Vec<ArrayRef> = vec![Arc::new(Int64Array::from(vec![1])), Arc::new(StringArray::from(vec!["x"]))];
+            let evaluated = parse(sql).and_then(|filter| {
+                let at = filter.columns().iter().map(|column| Arc::clone(&arrays[column / 2])).collect();
+                filter.evaluate(at, 1)
+            });
+            let error = evaluated.map(|_| ()).unwrap_err();
+            assert!(error.message.contains("would make more than"), "{sql}: {error}");
+        }
+    }
+
+    #[test]
     fn names_work_folded_quoted_and_as_written() {
         for sql in ["a = arrow_cast('1', 'Int64')", "now() > timestamp '2024-01-01'", "A = 1", "\"Name\" = 'x'", "Name = 'x'"] {
             assert!(parse(sql).is_ok(), "{sql}");
@@ -435,18 +450,8 @@ mod tests {
     fn mistakes_are_typed() {
         let kind = |sql: &str| parse(sql).map(|_| ()).unwrap_err().kind;
         assert_eq!(kind("b = 1"), ErrorKind::NotFound);
-        for sql in [
-            "a +",
-            "a + 1",
-            "a = 1; drop table t",
-            "random() < 0.5",
-            "length(repeat('x', 1000000000)) > a",
-            "array_length(range(0, 100000000000)) > a",
-            "a IN (SELECT 1)",
-            "nosuch(a) = 1",
-            "sum(a) > 1",
-            "",
-        ] {
+        for sql in ["a +", "a + 1", "a = 1; drop table t", "random() < 0.5", "a IN (SELECT 1)", "nosuch(a) = 1", "sum(a) > 1", ""]
+        {
             assert_eq!(kind(sql), ErrorKind::InvalidRequest, "{sql}");
         }
     }
