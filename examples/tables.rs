@@ -1,4 +1,4 @@
-//! Tables of the cache in DataFusion: schema and statistics come from the server, filters and projections go there.
+//! Tables of the cache in `DataFusion`: schema and statistics come from the server, filters and projections go there.
 //!
 //! ```sh
 //! cargo run --release -p flightcache --features datafusion --example tables -- grpc://127.0.0.1:50051 s3://lake/trips/
