@@ -36,7 +36,7 @@ enum Command {
     Export(export::Options),
     /// Read whole, projected and filtered, cold and warm through a server in this process, and directly with `DataFusion`.
     Scans(scans::Options),
-    /// Ask the queries of TPC-H or ClickBench through each door, and compare answers and times with plain `DataFusion`.
+    /// Ask the queries of TPC-H or `ClickBench` through each door, and compare answers and times with plain `DataFusion`.
     Sql(sql::Options),
     /// Measure what serving and receiving cost, against other servers and clients, each in a process of its own.
     Wire(wire::Options),

@@ -1,4 +1,4 @@
-//! `sql`: the queries of TPC-H and ClickBench through each door of the cache, against plain `DataFusion` over the same Parquet:
+//! `sql`: the queries of TPC-H and `ClickBench` through each door of the cache, against plain `DataFusion` over the same Parquet:
 //! the same answers, and what they take.
 
 mod answer;

@@ -368,7 +368,7 @@ mod tests {
     fn literals_of_a_clients_types_agree_with_dictionaries() {
         use datafusion::physical_expr::expressions::{binary, col, in_list, like, lit};
 
-        let values = vec![Some("x"), None, Some("yy"), Some("x"), Some("Xx")];
+        let values = [Some("x"), None, Some("yy"), Some("x"), Some("Xx")];
         let dictionary: ArrayRef = Arc::new(values.iter().copied().collect::<DictionaryArray<Int32Type>>());
         for data_type in [DataType::Utf8, DataType::LargeUtf8, DataType::Utf8View] {
             let table = Arc::new(Schema::new(vec![Field::new("s", data_type.clone(), true)]));

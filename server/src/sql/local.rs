@@ -38,7 +38,9 @@ impl LocalCache {
     /// Forgets what was looked up, some of which turned out overwritten; the next statement asks the store.
     pub(super) fn forget(&self) {
         let tables = std::mem::take(&mut *self.tables());
-        tables.iter().for_each(|(url, table)| self.engine.forget_table(url, table));
+        for (url, table) in &tables {
+            self.engine.forget_table(url, table);
+        }
     }
 
     fn tables(&self) -> MutexGuard<'_, HashMap<String, TableInfo>> {

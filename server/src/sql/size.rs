@@ -5,7 +5,7 @@ use datafusion::common::{Result, resources_err};
 use datafusion::logical_expr::{Expr, LogicalPlan};
 
 /// Nodes and expressions of a plan, at most. A list of values counts one each.
-const MAX_NODES: usize = 500_000;
+const MAX_NODES: usize = 100_000;
 /// Expressions that a condition may become once columns are replaced by what computes them, as when it moves below.
 const MAX_INLINED: u64 = 100_000;
 
@@ -107,7 +107,7 @@ mod tests {
         let groups = |count| {
             steps(count, first, "SELECT id + id AS id, count(*) FROM {} GROUP BY id + id", "SELECT * FROM {} WHERE id > 0")
         };
-        for sql in [unions(18), sums(40), groups(40)] {
+        for sql in [unions(16), sums(40), groups(40)] {
             let error = checked(&sql).await.unwrap_err();
             assert!(matches!(error, datafusion::common::DataFusionError::ResourcesExhausted(_)), "{error}");
         }

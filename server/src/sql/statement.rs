@@ -1,13 +1,14 @@
 //! One statement's text, read and judged: what is not a question is refused here, before anything is looked up.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use datafusion::common::TableReference;
 use datafusion::sql::parser::{CreateExternalTable, DFParserBuilder, Statement as Parsed};
 use datafusion::sql::planner::object_name_to_table_reference;
 use datafusion::sql::sqlparser::ast::{
-    DataType as SqlType, Expr as SqlExpr, FunctionArg, FunctionArgExpr, ObjectName, ObjectType, Statement as Sql, TableFactor,
-    UnaryOperator, Visit as _, Visitor,
+    DataType as SqlType, Expr as SqlExpr, FunctionArg, FunctionArgExpr, ObjectName, ObjectType, Query, Statement as Sql,
+    TableFactor, UnaryOperator, Visit as _, Visitor, visit_relations,
 };
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
@@ -20,6 +21,9 @@ use super::tables::{CATALOG, SCHEMA};
 pub const MAX_SQL_BYTES: usize = 1 << 20;
 /// Plans nest as deep as chains of operators are long, and are dropped by recursion. Literals and commas do not count.
 const MAX_TOKENS: usize = 3_000;
+
+/// Common table expressions that name others stand for as many, at most.
+const MAX_MENTIONS: u64 = 1_000;
 
 /// What may be asked.
 #[derive(Debug)]
@@ -121,7 +125,7 @@ fn is_question(statement: &Parsed) -> bool {
 fn check_table_functions(statement: &Parsed) -> Result<()> {
     match statement {
         Parsed::Explain(explain) => check_table_functions(&explain.statement),
-        Parsed::Statement(sql) => match sql.visit(&mut TableFunctions) {
+        Parsed::Statement(sql) => match sql.visit(&mut Shape::default()) {
             ControlFlow::Break(error) => Err(error),
             ControlFlow::Continue(()) => Ok(()),
         },
@@ -129,10 +133,34 @@ fn check_table_functions(statement: &Parsed) -> Result<()> {
     }
 }
 
-struct TableFunctions;
+/// Looks a query over before it is planned.
+#[derive(Default)]
+struct Shape {
+    /// For each common table expression, by name: mentions of others that it comes to.
+    mentions: HashMap<String, u64>,
+}
 
-impl Visitor for TableFunctions {
+impl Visitor for Shape {
     type Break = Error;
+
+    /// A common table expression is planned anew wherever it is named, and so are those that it names.
+    fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<Error> {
+        for table in query.with.iter().flat_map(|with| &with.cte_tables) {
+            let mut mentions = 1_u64;
+            let _ = visit_relations(&*table.query, |name| {
+                let known = self.mentions.get(&folded(&name.to_string())).copied();
+                mentions = mentions.saturating_add(known.unwrap_or(0));
+                ControlFlow::<()>::Continue(())
+            });
+            if mentions > MAX_MENTIONS {
+                let message =
+                    format!("{} stands for {mentions} mentions of others; at most {MAX_MENTIONS} are planned", table.alias.name);
+                return ControlFlow::Break(Error::new(ErrorKind::ResourceExhausted, message));
+            }
+            self.mentions.insert(folded(&table.alias.name.to_string()), mentions);
+        }
+        ControlFlow::Continue(())
+    }
 
     fn pre_visit_table_factor(&mut self, table: &TableFactor) -> ControlFlow<Error> {
         let (name, arguments) = match table {
@@ -146,6 +174,11 @@ impl Visitor for TableFunctions {
         let message = format!("{name} in place of a table takes constants; in place of a value it takes what is computed");
         ControlFlow::Break(Error::new(ErrorKind::Unsupported, message))
     }
+}
+
+/// Names that may be the same.
+fn folded(name: &str) -> String {
+    name.trim_matches('"').to_lowercase()
 }
 
 fn is_constant(argument: &FunctionArg) -> bool {
@@ -283,6 +316,17 @@ mod tests {
         for sql in ["", ";", "SELECT", "SELECT 1; SELECT 2", "nonsense", "DROP TABLE other.public.t"] {
             assert_eq!(kind(sql), Some(ErrorKind::InvalidRequest), "{sql}");
         }
+    }
+
+    #[test]
+    fn what_doubles_at_each_step_is_refused() {
+        let steps = |count: usize| {
+            let steps: Vec<_> =
+                (1..=count).map(|at| format!(", t{at} AS (SELECT * FROM t{0} UNION ALL SELECT * FROM T{0})", at - 1)).collect();
+            format!("WITH t0 AS (SELECT 1 AS x){} SELECT * FROM t{count}", steps.concat())
+        };
+        assert_eq!(kind(&steps(8)), None);
+        assert_eq!(kind(&steps(40)), Some(ErrorKind::ResourceExhausted));
     }
 
     #[test]

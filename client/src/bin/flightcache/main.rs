@@ -47,7 +47,7 @@ enum Command {
     },
     /// Run a SQL statement on the server, over named tables and quoted URLs.
     Sql {
-        /// Such as "SELECT count(*) FROM 's3://lake/trips/'", EXPLAIN ANALYZE …, SHOW TABLES.
+        /// Such as "SELECT count(*) FROM `'s3://lake/trips/'`", EXPLAIN ANALYZE …, SHOW TABLES.
         statement: String,
         /// Output format.
         #[arg(long, value_enum, default_value = "table")]
