@@ -14,6 +14,6 @@ with adbc_driver_flightsql.dbapi.connect(server) as connection, connection.curso
     print(cursor.fetch_arrow_table().to_pydict())
 
     # A name for it, as long as the server runs.
-    cursor.execute(f"CREATE EXTERNAL TABLE IF NOT EXISTS trips STORED AS PARQUET LOCATION '{trips}'")
+    cursor.executescript(f"CREATE EXTERNAL TABLE IF NOT EXISTS trips STORED AS PARQUET LOCATION '{trips}'")
     cursor.execute("SELECT min(fare), max(fare) FROM trips")
     print(cursor.fetchone())
