@@ -90,8 +90,8 @@ pub async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
             None => None,
         };
         sides[0].take_counts().await?;
+        let mut expected: Option<Answer> = None;
         for pass in 0..passes {
-            let mut expected: Option<Answer> = None;
             for turn in 0..sides.len() {
                 // Plain first in the first pass, for what to expect; then each is first in turn.
                 let of = if pass == 0 { turn } else { (turn + pass) % sides.len() };
@@ -99,11 +99,11 @@ pub async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
                 let (answer, took) = timed(&mut sides[of], query).await?;
                 turns[of][at].push(took);
                 match &expected {
-                    _ if pass > 0 => {}
                     None => expected = Some(answer),
                     Some(expected) => {
                         if let Err(difference) = answer.check(expected, all.as_ref()) {
-                            differences.push(format!("query {}, {}: {difference}", query.number, sides[of].name));
+                            let when = if pass == 0 { "cold" } else { "warm" };
+                            differences.push(format!("query {}, {}, {when}: {difference}", query.number, sides[of].name));
                         }
                     }
                 }

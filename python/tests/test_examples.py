@@ -29,6 +29,7 @@ def trips(s3):
     ("notebook", ["5000 rows", "30 chunks loaded", "in fares", "voucher", "not found:", "hits"]),
     ("with_polars", ["voucher", "shape: (3, 3)"]),
     ("with_duckdb", ["voucher", "tip"]),
+    ("with_adbc", ["voucher", "trips"]),
 ])
 def test_example(server, trips, name, shows):
     server.act("evict", {"url": trips})
