@@ -24,7 +24,7 @@ fn decode(criterion: &mut Criterion) {
     let limits = FetchLimits::new(16, Arc::new(Metrics::new().unwrap()));
     let meter = Arc::new(ScanMeter::default());
     let object = sources.object("s3://bench/t.parquet").unwrap();
-    let footer = runtime.block_on(Footers::new(1 << 20, limits.clone()).get(&object, None, &meter)).unwrap();
+    let footer = runtime.block_on(Footers::new(1 << 20, limits.clone()).0.get(&object, None, &meter)).unwrap();
     let mut group = criterion.benchmark_group("decode");
     for (name, column) in [("sorted int64", 0), ("repeated strings", 1), ("float64", 2)] {
         let ranges: Vec<_> = footer.chunk_ranges(0, column).collect();

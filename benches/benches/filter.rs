@@ -19,7 +19,7 @@ const ROWS: usize = 400_000;
 const URL: &str = "s3://bench/t.parquet";
 
 fn slot_map() -> SlotMap {
-    SlotMap::single(1, Node { id: "bench".into(), uri: None })
+    SlotMap::single(1, Node { id: "bench".into(), ..Node::default() })
 }
 
 async fn scan(engine: &Arc<Engine>, filter: &str, populate: Populate) -> usize {

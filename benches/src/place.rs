@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Args;
+use flightcache_proto::SlotMap;
 use flightcache_server::admin::Metrics;
 use flightcache_server::object::{Freshness, Sources};
 use flightcache_server::{Server, Settings};
@@ -62,6 +63,9 @@ pub fn open(place: &str) -> Result<Arc<dyn ObjectStore>, Box<dyn std::error::Err
     Ok(if prefix == Path::default() { Arc::from(store) } else { Arc::new(PrefixStore::new(store, prefix)) })
 }
 
+/// How long servers on one host may take to agree.
+const AGREEMENT: Duration = Duration::from_secs(30);
+
 /// The variables that may say something of S3: others that happen to be named like a setting do not.
 fn aws(variables: impl Iterator<Item = (OsString, OsString)>) -> impl Iterator<Item = (String, String)> {
     variables
@@ -80,6 +84,35 @@ pub async fn serve_with(store: Arc<dyn ObjectStore>, settings: Settings) -> Resu
     let settings = Settings { listen: any, admin: any, ..settings };
     let sources = Sources::default().with_store(SOURCE, store, Freshness::default())?;
     Ok(Server::start_with(&settings, sources, Arc::new(Metrics::new()?)).await?)
+}
+
+/// Starts `count` servers in this process; more than one are a cluster, which has agreed who owns what.
+pub async fn serve_all(
+    store: &Arc<dyn ObjectStore>,
+    capacity: ByteSize,
+    count: usize,
+) -> Result<Vec<Server>, Box<dyn std::error::Error>> {
+    if count == 1 {
+        return Ok(vec![serve(Arc::clone(store), capacity).await?]);
+    }
+    let mut servers: Vec<Server> = Vec::with_capacity(count);
+    for _ in 0..count {
+        let settings = Settings {
+            capacity,
+            cluster: Some("bench".to_owned()),
+            seeds: servers.first().and_then(|first| first.cluster().gossip_addr()).iter().map(ToString::to_string).collect(),
+            gossip: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
+            ..Settings::default()
+        };
+        servers.push(serve_with(Arc::clone(store), settings).await?);
+    }
+    let all_own = |map: &SlotMap| map.slots_owned().iter().filter(|owned| owned.preferred > 0).count() == count;
+    let first = servers[0].cluster().until(all_own);
+    let map = tokio::time::timeout(AGREEMENT, first).await?;
+    for server in &servers[1..] {
+        tokio::time::timeout(AGREEMENT, server.cluster().until(|other| other.epoch() >= map.epoch() && all_own(other))).await?;
+    }
+    Ok(servers)
 }
 
 #[cfg(test)]

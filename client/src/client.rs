@@ -4,16 +4,19 @@ use std::sync::Arc;
 
 use arrow_flight::{Action, Criteria};
 use bytes::Bytes;
-use flightcache_proto::action::{self, Evicted, ObjectInfo, SetCapacity, Stats, UrlRequest, WarmProgress};
-use flightcache_proto::{Error, Result, ScanRequest, SlotMap};
+use flightcache_proto::action::{self, DrainRequest, Evicted, ObjectInfo, SetCapacity, Stats, UrlRequest, WarmProgress};
+use flightcache_proto::{Error, Node, Result, ScanRequest, SlotMap};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::exchange::Exchange;
 use crate::retry::{from_status, retrying};
-use crate::routes::{Routes, flight};
+use crate::routes::{Connection, Routes, flight};
 use crate::scan::{ScanBuilder, ScanStream};
+
+/// Servers asked at a time, where all are.
+const SERVERS_AT_A_TIME: usize = 16;
 
 /// A connection to a Flightcache. Cheap to clone; clones share routes and channels.
 #[derive(Clone, Debug)]
@@ -63,7 +66,7 @@ impl Client {
 
     /// Schema, row groups, sizes and what is resident, by object.
     pub async fn info(&self, url: &str) -> Result<Vec<ObjectInfo>> {
-        self.act(action::INFO, &UrlRequest { url: url.to_owned(), now: false }).await
+        self.act(action::INFO, &UrlRequest::new(url)).await
     }
 
     /// Server-wide figures.
@@ -71,9 +74,26 @@ impl Client {
         self.act_once(action::STATS, &()).await
     }
 
-    /// Forgets an object, a prefix or a glob.
+    /// The figures of every server of the cluster, each asked itself.
+    pub async fn cluster_stats(&self) -> Result<Vec<(Node, Result<Stats>)>> {
+        let map = self.slot_map().await?;
+        let asked = map.nodes().to_vec().into_iter().map(|node| {
+            let connection = self.routes.connection(&map, &node);
+            async move {
+                let asked = async {
+                    let bodies: Vec<Bytes> = bodies(&connection?, action::STATS, Vec::new()).await?.try_collect().await?;
+                    let body = bodies.first().ok_or_else(|| Error::internal("the server answered nothing"))?;
+                    parse(action::STATS, body)
+                };
+                (node, asked.await)
+            }
+        });
+        Ok(futures::stream::iter(asked).buffered(SERVERS_AT_A_TIME).collect().await)
+    }
+
+    /// Forgets an object, a prefix or a glob, on all servers of the cluster.
     pub async fn evict(&self, url: &str) -> Result<Evicted> {
-        self.act_once(action::EVICT, &UrlRequest { url: url.to_owned(), now: false }).await
+        self.act_once(action::EVICT, &UrlRequest::new(url)).await
     }
 
     /// Changes the capacity of the chunk cache.
@@ -92,11 +112,16 @@ impl Client {
         retrying(|| self.routes.refresh()).await
     }
 
+    /// Has a node of the cluster own no slots any more, by its id or the beginning of it. It stays reachable.
+    pub async fn drain(&self, node: &str) -> Result<Node> {
+        self.act_once(action::DRAIN, &DrainRequest { node: node.to_owned(), passed_on: false }).await
+    }
+
     /// What is resident under a URL prefix (all of it for an empty one).
     pub async fn list(&self, prefix: &str) -> Result<Vec<ResidentObject>> {
         let criteria = Criteria { expression: prefix.as_bytes().to_vec().into() };
         let flights =
-            flight(self.routes.seed().channel()).list_flights(criteria).await.map_err(|e| from_status(&e))?.into_inner();
+            flight(self.routes.contact().channel()).list_flights(criteria).await.map_err(|e| from_status(&e))?.into_inner();
         let object = |flight: arrow_flight::FlightInfo| ResidentObject {
             url: flight.flight_descriptor.and_then(|descriptor| descriptor.path.into_iter().next()).unwrap_or_default(),
             rows: flight.total_records,
@@ -108,6 +133,11 @@ impl Client {
     /// Times the slot map was asked for.
     pub fn route_lookups(&self) -> u64 {
         self.routes.lookups()
+    }
+
+    /// Requests for shares that were sent to a second owner as well, because the first took long.
+    pub fn hedged_requests(&self) -> u64 {
+        self.routes.hedges.sent()
     }
 
     pub(crate) async fn act_once<T: DeserializeOwned>(&self, name: &str, body: &impl Serialize) -> Result<T> {
@@ -124,10 +154,14 @@ impl Client {
     }
 
     async fn bodies(&self, name: &str, body: Vec<u8>) -> Result<impl Stream<Item = Result<Bytes>> + use<>> {
-        let results =
-            flight(self.routes.seed().channel()).do_action(Action::new(name, body)).await.map_err(|e| from_status(&e))?;
-        Ok(results.into_inner().map_ok(|result| result.body).map_err(|e| from_status(&e)))
+        let server = self.routes.contact();
+        bodies(&server, name, body).await.inspect_err(|e| self.routes.turn_from(&server, e))
     }
+}
+
+async fn bodies(server: &Connection, name: &str, body: Vec<u8>) -> Result<impl Stream<Item = Result<Bytes>> + use<>> {
+    let results = flight(server.channel()).do_action(Action::new(name, body)).await.map_err(|e| from_status(&e))?;
+    Ok(results.into_inner().map_ok(|result| result.body).map_err(|e| from_status(&e)))
 }
 
 fn parse<T: DeserializeOwned>(name: &str, body: &[u8]) -> Result<T> {

@@ -1,27 +1,27 @@
 //! Tables for `DataFusion`, read over Flight.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use arrow::array::RecordBatch;
 pub use flightcache_datafusion::aggregate::AggregatePushdown;
 pub use flightcache_datafusion::reroute::{Reroute, with_rules};
 pub use flightcache_datafusion::{Cache, CachedSource, CachedTable, Figures};
 use flightcache_proto::action::{self, Bounds, BoundsRequest, SourcesInfo, TableInfo, UrlRequest};
-use flightcache_proto::{Error, ErrorKind, Part, Result, Share, Slot, Ticket};
+use flightcache_proto::{Error, ObjectShare, Part, Result, Share, Slot, SlotMap, Ticket};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt as _, StreamExt as _};
 
 use crate::client::Client;
 use crate::link::Transfer;
-use crate::receive::{Payload, get};
-use crate::retry::{MAX_ATTEMPTS, back_off};
+use crate::receive::Payload;
+use crate::share;
 
 impl Client {
     /// An object, a prefix or a glob as a table for `DataFusion`'s `register_table`.
     ///
     /// Schema, objects and statistics come from the server, filters, projections and limits go there; nobody else needs access to
-    /// the store. Each query reads the objects as they are when it is planned, and fails with [`ErrorKind::Changed`] if one is
+    /// the store. Each query reads the objects as they are when it is planned, and fails with [`flightcache_proto::ErrorKind::Changed`] if one is
     /// overwritten before it is read.
     pub async fn table(&self, url: &str) -> datafusion::common::Result<Arc<CachedTable>> {
         CachedTable::open(Arc::new(self.clone()), url).await.map(Arc::new)
@@ -49,12 +49,12 @@ impl Client {
 impl Cache for Client {
     fn table(&self, url: &str) -> BoxFuture<'static, Result<TableInfo>> {
         let (client, url) = (self.clone(), url.to_owned());
-        async move { client.act_once(action::TABLE, &UrlRequest { url, now: false }).await }.boxed()
+        async move { client.act_once(action::TABLE, &UrlRequest::new(url)).await }.boxed()
     }
 
     fn table_now(&self, url: &str) -> BoxFuture<'static, Result<TableInfo>> {
         let (client, url) = (self.clone(), url.to_owned());
-        async move { client.act_once(action::TABLE, &UrlRequest { url, now: true }).await }.boxed()
+        async move { client.act_once(action::TABLE, &UrlRequest { now: true, ..UrlRequest::new(url) }).await }.boxed()
     }
 
     fn bounds(&self, url: &str, column: &str) -> BoxFuture<'static, Result<Bounds>> {
@@ -72,46 +72,46 @@ impl Cache for Client {
     }
 }
 
-/// Reads a share from the owner of its first row group; again from its start while nothing of it was delivered and the error allows.
+/// Reads a share from its owners: rows in its order, states in any.
 fn read(client: Client, share: Share, figures: Figures) -> impl futures::Stream<Item = Result<RecordBatch>> + Send {
     async_stream::try_stream! {
-        let slot = share.objects.first().map(|object| {
-            let part = object.row_groups.as_ref().and_then(|groups| groups.first()).map_or(Part::Footer, |&group| Part::RowGroup(group));
-            Slot::of(&object.url, part)
-        });
-        let slot = slot.ok_or_else(|| Error::internal("a share of no objects"))?;
-        let ticket = bytes::Bytes::from(Ticket::Share(share).encode());
-        let mut attempt = 1;
-        'ask: loop {
-            let mut has_delivered = false;
-            let asked = async { get(&client.routes.owner(slot).await?, ticket.clone(), Transfer::Auto).await };
-            let mut answer = asked.await;
-            let error = loop {
-                let frame = match &mut answer {
-                    Ok(answer) => answer.next().await,
-                    Err(error) => break error.clone(),
-                };
-                match frame {
-                    Ok(Some(frame)) => {
-                        if let Some(stats) = frame.stats {
-                            figures.set(stats);
-                        }
-                        if let Payload::Batch(batch) = frame.payload {
-                            has_delivered = true;
-                            yield batch;
-                        }
-                    }
-                    Ok(None) => break 'ask,
-                    Err(error) => break error,
-                }
-            };
-            client.routes.learn_from(&error);
-            let may_retry = error.kind.is_retryable() && error.kind != ErrorKind::Changed && !has_delivered;
-            if !may_retry || attempt == MAX_ATTEMPTS {
-                Err(error)?;
+        let (is_of_rows, has_limit) = (share.scan.aggregation.is_none(), share.scan.limit.is_some());
+        let ask = |(share, slot): (Share, Slot)| share::Share { ticket: Ticket::Share(share).encode().into(), slot: Some(slot), is_of_rows };
+        let shares: Vec<_> = by_owner(share, &*client.routes.map().await?)?.into_iter().map(ask).collect();
+        let of_shares = share::Figures::default();
+        let mut payloads = std::pin::pin!(share::in_order(client, shares, Transfer::Auto, Arc::clone(&of_shares), has_limit));
+        let told = || of_shares.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().sum();
+        while let Some(payload) = payloads.next().await {
+            figures.set(told());
+            if let Payload::Batch(batch) = payload? {
+                yield batch;
             }
-            attempt += 1;
-            back_off(attempt).await;
+        }
+        figures.set(told());
+    }
+}
+
+/// Cuts a share of one object's row groups where another owner's begin; one whose answer has no order, into one an owner.
+fn by_owner(share: Share, map: &SlotMap) -> Result<Vec<(Share, Slot)>> {
+    let [object] = &share.objects[..] else { return Err(Error::internal("a share is of one object's row groups")) };
+    let Some(groups) = object.row_groups.as_deref().filter(|groups| !groups.is_empty()) else {
+        let slot = Slot::of(&object.url, Part::Footer);
+        return Ok(vec![(share, slot)]);
+    };
+    let is_ordered = share.scan.aggregation.is_none();
+    let mut parts: Vec<(Slot, Vec<u32>)> = Vec::new();
+    for &group in groups {
+        let slot = Slot::of(&object.url, Part::RowGroup(group));
+        let owners = |slot: Slot| map.owner_indexes(slot);
+        let known = if is_ordered { parts.len().saturating_sub(1)..parts.len() } else { 0..parts.len() };
+        match parts[known].iter_mut().find(|(of_part, _)| owners(*of_part) == owners(slot)) {
+            Some((_, groups)) => groups.push(group),
+            None => parts.push((slot, vec![group])),
         }
     }
+    let part = |(slot, groups): (Slot, Vec<u32>)| {
+        let objects = vec![ObjectShare { row_groups: Some(groups), ..object.clone() }];
+        (Share { objects, ..share.clone() }, slot)
+    };
+    Ok(parts.into_iter().map(part).collect())
 }

@@ -24,7 +24,7 @@ pub(crate) struct Opened {
 pub(crate) async fn open(client: &Client, request: &ScanRequest, transfer: Transfer) -> Result<Option<Opened>> {
     let open = async {
         let Some(connection) = client.routes.sole_owner().await? else { return Ok(None) };
-        let mut answer = get(&connection, Ticket::Scan(request.clone()).encode().into(), transfer).await?;
+        let mut answer = get(&connection, Ticket::Scan(request.clone()).encode().into(), None, transfer).await?;
         match answer.next().await? {
             Some(Frame { payload: Payload::Schema(schema), .. }) => Ok(Some(Opened { schema, answer })),
             _ => Err(Error::internal("the server's answer does not begin with a schema")),

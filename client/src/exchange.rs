@@ -120,7 +120,7 @@ impl Inner {
     async fn open(&self) -> Result<Current> {
         let routes = &self.client.routes;
         let open = async {
-            let channel = routes.sole_owner().await?.unwrap_or_else(|| routes.seed()).channel();
+            let channel = routes.sole_owner().await?.unwrap_or_else(|| routes.contact()).channel();
             let session = Arc::new(Session::default());
             let body = RequestBody::new(Arc::clone(&session), Arc::clone(&self.max_batch));
             let answers = receive::do_exchange(channel, Body::new(body)).await?;

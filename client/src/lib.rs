@@ -26,11 +26,14 @@ pub mod client;
 pub mod datafusion;
 mod direct;
 pub mod exchange;
+mod hedge;
 pub mod link;
+pub mod peer;
 pub mod receive;
 mod retry;
 pub mod routes;
 pub mod scan;
+mod share;
 mod sql;
 
 pub use client::Client;

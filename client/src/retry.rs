@@ -23,9 +23,9 @@ pub(crate) fn from_status(status: &Status) -> Error {
     Error::new(kind, status.message())
 }
 
-/// Waits before attempt `attempt` (the second is 2): 50 ms, doubling, each with full jitter.
+/// Waits before attempt `attempt` (the second is 2): up to 200 ms, doubling, and 800 ms at most, with full jitter.
 pub(crate) async fn back_off(attempt: u32) {
-    let bound_ms = 50_u64 << attempt.min(8);
+    let bound_ms = 50_u64 << attempt.min(4);
     tokio::time::sleep(Duration::from_millis(rand::random_range(0..bound_ms))).await;
 }
 

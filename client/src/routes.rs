@@ -18,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::hedge::Hedges;
 use crate::link::Link;
 use crate::receive::MAX_MESSAGE_BYTES;
 use crate::retry::from_status;
@@ -42,6 +43,19 @@ pub struct Routes {
     /// By host and port, or path.
     connections: Mutex<HashMap<String, Connection>>,
     lookups: AtomicU64,
+    /// Of those who may be asked what any server can tell: the one that answers, as far as is known.
+    contact: AtomicUsize,
+    pub(crate) hedges: Hedges,
+}
+
+/// The owners of a slot, best first.
+#[derive(Clone, Debug)]
+pub(crate) struct Owners {
+    pub(crate) connections: Vec<Connection>,
+    /// Of the map that says so; `None` where nothing is known of owners.
+    pub(crate) epoch: Option<u64>,
+    /// There are others, which may own the slot once this map is out of date.
+    pub(crate) are_of_many: bool,
 }
 
 /// Connections to a server over which answers are spread. One keeps no more than a core busy at either end. And it has no more on
@@ -74,6 +88,15 @@ impl Connection {
     /// The first of its channels: for calls of little data.
     pub(crate) fn channel(&self) -> Channel {
         self.lanes[0].channel.clone()
+    }
+
+    /// Answers that are being received.
+    pub(crate) fn answers(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.answers.load(Ordering::Relaxed)).sum()
+    }
+
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.lanes, &other.lanes)
     }
 
     /// The lane of the fewest answers, the first of several: one answer at a time knows no other.
@@ -149,6 +172,11 @@ fn is_local(address: &str) -> bool {
     address.starts_with('/') || host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
+/// A connection to a location, made when it is first used.
+pub(crate) fn connect(location: &str) -> Result<Connection> {
+    connection(address(location)?)
+}
+
 /// A connection to an address, made when it is first used.
 fn connection(address: &str) -> Result<Connection> {
     let lane = |_| Ok(Lane { channel: channel(address)?, answers: AtomicUsize::new(0) });
@@ -164,7 +192,10 @@ fn channel(address: &str) -> Result<Channel> {
         .map_err(|e| Error::invalid(format!("{authority:?} is not a host and port: {e}")))?
         .connect_timeout(Duration::from_secs(5))
         .tcp_nodelay(true)
-        .http2_keep_alive_interval(Duration::from_secs(30))
+        // A host that is gone, or cut off, says nothing.
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        // One that is very busy says it late.
+        .keep_alive_timeout(Duration::from_secs(20))
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -182,12 +213,39 @@ impl Routes {
         let seed = connection(address)?;
         // A map that names the seed is served over the connection there is.
         let connections = Mutex::new(HashMap::from([(address.to_owned(), seed.clone())]));
-        Ok(Self { seed, is_local: address.starts_with('/'), map: Mutex::default(), connections, lookups: AtomicU64::new(0) })
+        Ok(Self {
+            seed,
+            is_local: address.starts_with('/'),
+            map: Mutex::default(),
+            connections,
+            lookups: AtomicU64::new(0),
+            contact: AtomicUsize::new(0),
+            hedges: Hedges::default(),
+        })
     }
 
     /// The server the map comes from.
     pub(crate) fn seed(&self) -> Connection {
         self.seed.clone()
+    }
+
+    /// Who is asked what any server can tell: the seed, or another once that one does not answer.
+    pub(crate) fn contact(&self) -> Connection {
+        let mut contacts = self.contacts();
+        let at = self.contact.load(Ordering::Relaxed) % contacts.len();
+        contacts.swap_remove(at)
+    }
+
+    /// The seed, and all servers that the map names.
+    fn contacts(&self) -> Vec<Connection> {
+        let map = lock(&self.map).as_ref().map(|known| Arc::clone(&known.map));
+        let mut contacts = vec![self.seed()];
+        for connection in map.iter().flat_map(|map| map.nodes().iter().filter_map(|node| self.connection(map, node).ok())) {
+            if !contacts.iter().any(|known| known.is(&connection)) {
+                contacts.push(connection);
+            }
+        }
+        contacts
     }
 
     /// The slot map: the cached one, or else the server's.
@@ -198,10 +256,27 @@ impl Routes {
         self.refresh().await
     }
 
-    /// The server's slot map, which replaces an older one.
+    /// The slot map, which replaces an older one, of the first server that tells it.
     pub async fn refresh(&self) -> Result<Arc<SlotMap>> {
+        let contacts = self.contacts();
+        let first = self.contact.load(Ordering::Relaxed);
+        let mut failed = None;
+        for at in (first..first + contacts.len()).map(|at| at % contacts.len()) {
+            match self.refresh_from(&contacts[at]).await {
+                Err(error) if error.kind == ErrorKind::Unavailable => failed = failed.or(Some(error)),
+                told => {
+                    self.contact.store(at, Ordering::Relaxed);
+                    return told;
+                }
+            }
+        }
+        Err(failed.unwrap_or_else(|| Error::internal("there is nobody to be asked for the slot map")))
+    }
+
+    /// A server's slot map, which replaces an older one.
+    pub(crate) async fn refresh_from(&self, server: &Connection) -> Result<Arc<SlotMap>> {
         self.lookups.fetch_add(1, Ordering::Relaxed);
-        let mut results = flight(self.seed().channel())
+        let mut results = flight(server.channel())
             .do_action(Action::new(action::SLOT_MAP, ""))
             .await
             .map_err(|e| from_status(&e))?
@@ -235,10 +310,23 @@ impl Routes {
         }
     }
 
-    /// The owner of a slot, over a kept connection.
-    pub(crate) async fn owner(&self, slot: Slot) -> Result<Connection> {
+    /// Asks another from now on what any server can tell, if the one that was asked could not be reached.
+    pub(crate) fn turn_from(&self, contact: &Connection, error: &Error) {
+        if error.kind == ErrorKind::Unavailable && self.contact().is(contact) {
+            self.contact.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The owners of a slot, over kept connections.
+    pub(crate) async fn owners(&self, slot: Slot) -> Result<Owners> {
         let map = self.map().await?;
-        self.connection(&map, map.owner(slot))
+        let connections = map.owners(slot).map(|node| self.connection(&map, node)).collect::<Result<_>>()?;
+        Ok(Owners { connections, epoch: Some(map.epoch()), are_of_many: map.nodes().len() > 1 })
+    }
+
+    /// Someone who answers what no slot is known of.
+    pub(crate) fn anyone(&self) -> Owners {
+        Owners { connections: vec![self.contact()], epoch: None, are_of_many: self.contacts().len() > 1 }
     }
 
     /// Who can answer any scan whole without asking others: the preferred owner of every slot, if there is one. While nothing is
@@ -251,7 +339,8 @@ impl Routes {
         map.sole_owner().map(|node| self.connection(&map, node)).transpose()
     }
 
-    fn connection(&self, map: &SlotMap, node: &Node) -> Result<Connection> {
+    /// The way to a node of a map.
+    pub(crate) fn connection(&self, map: &SlotMap, node: &Node) -> Result<Connection> {
         // The map of a server that is alone names that server, by an address that its Unix socket saves us.
         let is_seed = self.is_local && map.nodes().len() == 1;
         let Some(uri) = node.uri.as_deref().filter(|_| !is_seed) else { return Ok(self.seed()) };

@@ -1,30 +1,24 @@
 //! Scans: planned once, their shares read from their owners concurrently, delivered in order.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
-use arrow_flight::{FlightDescriptor, FlightEndpoint, FlightInfo, Ticket};
+use arrow_flight::{FlightDescriptor, FlightEndpoint, FlightInfo};
 use flightcache_proto::{Error, ErrorKind, Part, Populate, Result, ScanRequest, ScanStats, Slot};
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use serde::Deserialize;
-use tokio::sync::mpsc;
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::client::Client;
 use crate::direct;
 use crate::link::Transfer;
-use crate::receive::{self, Payload};
+use crate::receive::Payload;
 use crate::retry::{MAX_ATTEMPTS, back_off, from_status, retrying};
 use crate::routes::flight;
-
-/// Shares read at a time.
-const SHARES_AT_A_TIME: usize = 4;
-/// Batches of one share that wait for the reader.
-const BATCHES_BUFFERED: usize = 4;
+use crate::share::{self, Figures, Share};
 
 /// A scan to be sent.
 #[derive(Clone, Debug)]
@@ -48,12 +42,6 @@ pub struct ScanStream {
 struct Route {
     slot: Slot,
     epoch: u64,
-}
-
-struct Share {
-    ticket: Ticket,
-    route: Option<Route>,
-    index: usize,
 }
 
 impl ScanBuilder {
@@ -113,7 +101,7 @@ impl ScanBuilder {
     /// Plans the scan and starts reading.
     pub async fn send(self) -> Result<ScanStream> {
         let Self { client, request, transfer, is_direct } = self;
-        let stats: Arc<Mutex<Vec<ScanStats>>> = Arc::default();
+        let stats: Figures = Arc::default();
         if is_direct && let Some(opened) = retrying(|| direct::open(&client, &request, transfer)).await? {
             let schema = Arc::clone(&opened.schema);
             let batches = direct::read(client, request, transfer, opened, Arc::clone(&stats)).boxed();
@@ -155,11 +143,24 @@ impl Stream for ScanStream {
     }
 }
 
+/// Asks an owner of the URL's slot; where it cannot be reached, another, or in the end anyone.
 pub(crate) async fn plan(client: &Client, request: &ScanRequest) -> Result<FlightInfo> {
-    let slot = Slot::of(&request.url, Part::Footer);
-    let mut flight = flight(client.routes.owner(slot).await?.channel());
-    let info = flight.get_flight_info(FlightDescriptor::new_cmd(request.to_protobuf())).await;
-    info.map(tonic::Response::into_inner).map_err(|e| from_status(&e)).inspect_err(|e| client.routes.learn_from(e))
+    let owners = client.routes.owners(Slot::of(&request.url, Part::Footer)).await?;
+    let mut failed = None;
+    for server in owners.connections.into_iter().chain([client.routes.contact()]) {
+        let info = flight(server.channel()).get_flight_info(FlightDescriptor::new_cmd(request.to_protobuf())).await;
+        let error = match info {
+            Ok(info) => return Ok(info.into_inner()),
+            Err(status) => from_status(&status),
+        };
+        client.routes.learn_from(&error);
+        client.routes.turn_from(&server, &error);
+        if error.kind != ErrorKind::Unavailable {
+            return Err(error);
+        }
+        failed = Some(error);
+    }
+    Err(failed.unwrap_or_else(|| Error::internal("there is nobody to plan a scan")))
 }
 
 /// The error of a scan whose object has another schema now.
@@ -174,7 +175,8 @@ pub(crate) fn schema_of(info: &FlightInfo) -> Result<Schema> {
     schema.map_err(|e| Error::internal(format!("the server's schema cannot be read: {e}")))
 }
 
-fn shares(client: &Client, info: &FlightInfo) -> Result<Vec<Share>> {
+fn shares(client: &Client, request: &ScanRequest, info: &FlightInfo) -> Result<Vec<Share>> {
+    let is_of_rows = request.aggregation.is_none();
     let share = |(index, endpoint): (usize, &FlightEndpoint)| {
         let ticket = endpoint.ticket.clone().ok_or_else(|| Error::internal(format!("endpoint {index} has no ticket")))?;
         let route: Option<Route> = match &*endpoint.app_metadata {
@@ -187,7 +189,7 @@ fn shares(client: &Client, info: &FlightInfo) -> Result<Vec<Share>> {
         if let Some(route) = route {
             client.routes.expect_epoch(route.epoch);
         }
-        Ok(Share { ticket, route, index })
+        Ok(Share { ticket: ticket.ticket, slot: route.map(|route| route.slot), is_of_rows })
     };
     info.endpoint.iter().enumerate().map(share).collect()
 }
@@ -199,117 +201,42 @@ pub(crate) fn read(
     transfer: Transfer,
     info: FlightInfo,
     schema: SchemaRef,
-    stats: Arc<Mutex<Vec<ScanStats>>>,
+    stats: Figures,
 ) -> impl Stream<Item = Result<RecordBatch>> + Send {
     async_stream::try_stream! {
         let mut info = info;
         let mut attempt = 1;
-        'plan: loop {
-            let shares = shares(&client, &info)?;
-            *stats.lock().unwrap_or_else(PoisonError::into_inner) = vec![ScanStats::default(); shares.len()];
-            let mut running = futures::stream::iter(shares)
-                .map(|share| {
-                    let (sender, receiver) = mpsc::channel(BATCHES_BUFFERED);
-                    let task = read_share(client.clone(), share, transfer, Arc::clone(&schema), sender, Arc::clone(&stats));
-                    let task = tokio::spawn(task);
-                    std::future::ready((receiver, AbortOnDropHandle::new(task)))
-                })
-                .buffered(1);
-            let mut ahead = std::collections::VecDeque::new();
-            let mut has_delivered = false;
-            loop {
-                while ahead.len() < SHARES_AT_A_TIME {
-                    match running.next().await {
-                        Some(share) => ahead.push_back(share),
-                        None => break,
-                    }
-                }
-                let Some((mut batches, task)) = ahead.pop_front() else { break 'plan };
-                while let Some(batch) = batches.recv().await {
-                    match batch {
-                        Err(error) if error.kind == ErrorKind::Changed && !has_delivered && attempt < MAX_ATTEMPTS => {
-                            // Ends what was read ahead of the old plan, and with it the figures it tells.
-                            ahead.clear();
-                            attempt += 1;
-                            back_off(attempt).await;
-                            info = retrying(|| plan(&client, &request)).await?;
-                            let now = schema_of(&info)?;
-                            if now.fields() != schema.fields() {
-                                Err(overwritten(&request))?;
-                            }
-                            continue 'plan;
-                        }
-                        batch => {
-                            has_delivered = true;
-                            yield batch?;
-                        }
-                    }
-                }
-                // The channel closes when the task ends; that must have been an orderly end.
-                task.await.map_err(|e| Error::internal(format!("reading a share gave up: {e}")))?;
-            }
-        }
-    }
-}
-
-/// Reads one share into a channel; again from its start while nothing of it was delivered and the error allows.
-async fn read_share(
-    client: Client,
-    share: Share,
-    transfer: Transfer,
-    schema: SchemaRef,
-    sender: mpsc::Sender<Result<RecordBatch>>,
-    stats: Arc<Mutex<Vec<ScanStats>>>,
-) {
-    let mut attempt = 1;
-    loop {
         let mut has_delivered = false;
-        let Err(error) = read_once(&client, &share, transfer, &schema, &sender, &stats, &mut has_delivered).await else { return };
-        client.routes.learn_from(&error);
-        let may_retry = error.kind.is_retryable() && error.kind != ErrorKind::Changed && !has_delivered && attempt < MAX_ATTEMPTS;
-        if !may_retry {
-            // Fails only when the scan is gone.
-            let _ = sender.send(Err(error)).await;
-            return;
-        }
-        attempt += 1;
-        back_off(attempt).await;
-    }
-}
-
-async fn read_once(
-    client: &Client,
-    share: &Share,
-    transfer: Transfer,
-    schema: &Schema,
-    sender: &mpsc::Sender<Result<RecordBatch>>,
-    stats: &Mutex<Vec<ScanStats>>,
-    has_delivered: &mut bool,
-) -> Result<()> {
-    let connection = match share.route {
-        Some(route) => client.routes.owner(route.slot).await?,
-        None => client.routes.seed(),
-    };
-    let mut answer = receive::get(&connection, share.ticket.ticket.clone(), transfer).await?;
-    while let Some(frame) = answer.next().await? {
-        if let Some(so_far) = frame.stats
-            && let Some(stats) = stats.lock().unwrap_or_else(PoisonError::into_inner).get_mut(share.index)
-        {
-            *stats = so_far;
-        }
-        match frame.payload {
-            // What holds all of an object may follow it to a newer version.
-            Payload::Schema(now) if now.fields() != schema.fields() => {
-                return Err(Error::new(ErrorKind::Changed, "a share has another schema than its scan"));
-            }
-            Payload::Batch(batch) => {
-                *has_delivered = true;
-                if sender.send(Ok(batch)).await.is_err() {
-                    return Ok(());
+        'plan: loop {
+            let shares = shares(&client, &request, &info)?;
+            let mut payloads = pin!(share::in_order(client.clone(), shares, transfer, Arc::clone(&stats), false));
+            while let Some(payload) = payloads.next().await {
+                let error = match payload {
+                    Ok(Payload::Batch(batch)) => {
+                        has_delivered = true;
+                        yield batch;
+                        continue;
+                    }
+                    // What holds all of an object may follow it to a newer version.
+                    Ok(Payload::Schema(now)) if now.fields() != schema.fields() => {
+                        Error::new(ErrorKind::Changed, "a share has another schema than its scan")
+                    }
+                    Ok(_) => continue,
+                    Err(error) => error,
+                };
+                if error.kind != ErrorKind::Changed || has_delivered || attempt == MAX_ATTEMPTS {
+                    Err(error)?;
                 }
+                attempt += 1;
+                back_off(attempt).await;
+                info = retrying(|| plan(&client, &request)).await?;
+                if schema_of(&info)?.fields() != schema.fields() {
+                    Err(overwritten(&request))?;
+                }
+                // Ends what was read ahead of the old plan, and with it the figures it tells.
+                continue 'plan;
             }
-            Payload::Schema(_) | Payload::Nothing => {}
+            break;
         }
     }
-    Ok(())
 }

@@ -28,8 +28,9 @@ pub(crate) async fn send(client: &Client, statement: String) -> Result<ScanStrea
 
 async fn plan(client: &Client, command: &[u8]) -> Result<FlightInfo> {
     let descriptor = FlightDescriptor::new_cmd(command.to_vec());
-    let info = flight(client.routes.seed().channel()).get_flight_info(descriptor).await;
-    info.map(tonic::Response::into_inner).map_err(|e| from_status(&e))
+    let server = client.routes.contact();
+    let info = flight(server.channel()).get_flight_info(descriptor).await;
+    info.map(tonic::Response::into_inner).map_err(|e| from_status(&e)).inspect_err(|e| client.routes.turn_from(&server, e))
 }
 
 /// Reads all endpoints in order. A statement may change something: it is not sent again.
@@ -41,7 +42,7 @@ fn read(client: Client, info: FlightInfo, stats: Arc<Mutex<Vec<ScanStats>>>) -> 
                 Err(Error::internal(format!("endpoint {index} has no ticket")))?;
                 return;
             };
-            let mut answer = receive::get(&client.routes.seed(), ticket, Transfer::Arrow).await?;
+            let mut answer = receive::get(&client.routes.contact(), ticket, None, Transfer::Arrow).await?;
             while let Some(frame) = answer.next().await? {
                 if let Some(so_far) = frame.stats {
                     let mut stats = stats.lock().unwrap_or_else(PoisonError::into_inner);

@@ -20,9 +20,13 @@ pub const BOUNDS: &str = "flightcache.bounds";
 pub const EVICT: &str = "flightcache.evict";
 /// [`SetCapacity`] → [`Stats`].
 pub const SET_CAPACITY: &str = "flightcache.set_capacity";
+/// [`DrainRequest`] → the [`crate::Node`] that drains.
+pub const DRAIN: &str = "flightcache.drain";
+/// [`Renewed`], of one server to the others → `null`.
+pub const RENEWED: &str = "flightcache.renewed";
 
 /// Every action with one line for `ListActions`.
-pub const ALL: [(&str, &str); 9] = [
+pub const ALL: [(&str, &str); 11] = [
     (STATS, "Server-wide figures. In: nothing. Out: JSON."),
     (SLOT_MAP, "Which node owns which hash slot. In: nothing. Out: JSON."),
     (INFO, "Schema, row groups, sizes and what is resident. In: {\"url\"}. Out: JSON, one result per object."),
@@ -30,8 +34,16 @@ pub const ALL: [(&str, &str); 9] = [
     (SOURCES, "What may be read, and which versions of predicates and aggregations are. In: nothing. Out: JSON."),
     (BOUNDS, "Least and greatest values of a column, by row group. In: {\"url\", \"column\"} of one object. Out: JSON."),
     (WARM, "Load columns into the cache. In: a scan as JSON. Out: a stream of JSON progress."),
-    (EVICT, "Forget an object, prefix or glob. In: {\"url\"}. Out: JSON."),
+    (EVICT, "Forget an object, prefix or glob, on all nodes. In: {\"url\"}. Out: JSON."),
     (SET_CAPACITY, "Change the cache's capacity. In: {\"capacity_bytes\"}. Out: the new figures as JSON."),
+    (
+        DRAIN,
+        "Have a node of the cluster own nothing any more. In: {\"node\"}, its id or the beginning of it. Out: the node as JSON.",
+    ),
+    (
+        RENEWED,
+        "Told by a server to the others: objects that were overwritten. In: {\"objects\": [{\"url\", \"version\"}]}. Out: null.",
+    ),
 ];
 
 /// Input of [`INFO`], [`TABLE`] and [`EVICT`].
@@ -43,6 +55,38 @@ pub struct UrlRequest {
     /// For [`TABLE`]: the store is to be asked, however fresh what is known may be.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub now: bool,
+    /// For [`EVICT`]: another server passed it on; it is not to be passed on again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub passed_on: bool,
+}
+
+impl UrlRequest {
+    /// What concerns a URL, as it is asked first.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self { url: url.into(), now: false, passed_on: false }
+    }
+}
+
+/// Input of [`RENEWED`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Renewed {
+    /// At most [`MAX_RENEWED`].
+    pub objects: Vec<RenewedObject>,
+}
+
+/// Objects one [`Renewed`] names at most.
+pub const MAX_RENEWED: usize = 1_000;
+
+/// An object that was overwritten.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenewedObject {
+    /// Its canonical URL.
+    pub url: String,
+    /// Display form of the version it has now, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
 }
 
 /// Input of [`BOUNDS`].
@@ -85,6 +129,17 @@ pub struct SourcesInfo {
 pub struct SetCapacity {
     /// New capacity of the chunk cache, in bytes.
     pub capacity_bytes: u64,
+}
+
+/// Input of [`DRAIN`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    /// Its id, or the beginning of it that no other node shares.
+    pub node: String,
+    /// Another server passed it on: it is not to be passed on again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub passed_on: bool,
 }
 
 /// Output of [`TABLE`]: an object, a prefix or a glob as one table, as its objects are now.
@@ -193,6 +248,10 @@ pub struct Stats {
     pub chunks_decoded: u64,
     /// Entries evicted for space: chunks, or one form of them.
     pub evictions: u64,
+    /// Of the misses: chunks that came from other servers of the cluster.
+    pub chunks_pulled: u64,
+    /// Decoded bytes of those.
+    pub pulled_bytes: u64,
     /// Requests sent to object stores, retries not counted.
     pub store_requests: u64,
     /// Bytes read from object stores.
@@ -202,6 +261,47 @@ pub struct Stats {
     /// Scans answered or under way.
     pub scans: u64,
 }
+
+macro_rules! sum_of_stats {
+    ($($field:ident),*) => {
+        /// Of several servers: figures are added; the version is the lowest, the time up the longest.
+        impl std::iter::Sum for Stats {
+            fn sum<I: Iterator<Item = Self>>(servers: I) -> Self {
+                servers
+                    .reduce(|a, b| Self {
+                        version: a.version.min(b.version),
+                        uptime_s: a.uptime_s.max(b.uptime_s),
+                        $($field: a.$field.saturating_add(b.$field),)*
+                    })
+                    .unwrap_or_default()
+            }
+        }
+    };
+}
+
+sum_of_stats!(
+    capacity_bytes,
+    reserve_bytes,
+    resident_bytes,
+    in_flight_bytes,
+    streaming_bytes,
+    resident_arrow_bytes,
+    resident_parquet_bytes,
+    resident_chunks,
+    resident_footers,
+    footer_bytes,
+    chunks_hit,
+    chunks_missed,
+    chunks_joined,
+    chunks_decoded,
+    evictions,
+    chunks_pulled,
+    pulled_bytes,
+    store_requests,
+    store_bytes,
+    served_bytes,
+    scans
+);
 
 /// Output of [`INFO`]: one object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

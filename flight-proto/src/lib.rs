@@ -8,7 +8,7 @@
 //!
 //! Reading order: [`scan`] (what a user asks), [`predicate`] and [`aggregation`] (what
 //! a program asks), [`object`] and [`slot`] (what it means),
-//! [`slot_map`] (who owns it), [`ticket`] (what travels), [`accept`] and [`parquet`] (how rows may travel), [`exchange`] (many over
+//! [`slot_map`] (who owns it), [`route`] (who is asked), [`ticket`] (what travels), [`accept`] and [`parquet`] (how rows may travel), [`exchange`] (many over
 //! one stream), [`action`] (the rest of the protocol), [`error`] (how things fail). [`thrift`] checks Parquet's metadata before it is
 //! read.
 
@@ -21,6 +21,7 @@ pub mod exchange;
 pub mod object;
 pub mod parquet;
 pub mod predicate;
+pub mod route;
 pub mod scan;
 pub mod slot;
 pub mod slot_map;
@@ -29,9 +30,10 @@ pub mod ticket;
 
 pub use error::{Error, ErrorKind, Result};
 pub use object::{ObjectId, Version};
+pub use route::PeerAsk;
 pub use scan::{Compression, Populate, ScanRequest, ScanStats};
 pub use slot::{Part, SLOT_COUNT, Slot};
-pub use slot_map::{Node, SlotMap};
+pub use slot_map::{Node, NodeState, SlotMap};
 pub use ticket::{ObjectShare, Share, Ticket};
 
 /// Serialized `FileDescriptorSet` of Arrow Flight and `flightcache.v1`, for gRPC server reflection.

@@ -160,6 +160,8 @@ pub struct ScanStats {
     pub chunks_hit: u64,
     /// Column chunks that had to be loaded, or whose load by another request was waited for.
     pub chunks_missed: u64,
+    /// Of the missed ones: those that came from another server of the cluster.
+    pub chunks_pulled: u64,
     /// Bytes read from the object store on behalf of this scan.
     pub store_bytes: u64,
     /// Requests sent to the object store on behalf of this scan.
@@ -174,6 +176,14 @@ pub struct ScanStats {
     pub aggregate_us: u64,
     /// Time spent encoding, in microseconds.
     pub encode_us: u64,
+    /// A fingerprint of the objects that are read and their versions; zero where some have none. Nothing to sum.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub versions: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's shape")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl std::iter::Sum for ScanStats {
@@ -186,6 +196,7 @@ impl std::iter::Sum for ScanStats {
             row_groups_pruned: a.row_groups_pruned.saturating_add(b.row_groups_pruned),
             chunks_hit: a.chunks_hit.saturating_add(b.chunks_hit),
             chunks_missed: a.chunks_missed.saturating_add(b.chunks_missed),
+            chunks_pulled: a.chunks_pulled.saturating_add(b.chunks_pulled),
             store_bytes: a.store_bytes.saturating_add(b.store_bytes),
             store_requests: a.store_requests.saturating_add(b.store_requests),
             fetch_us: a.fetch_us.saturating_add(b.fetch_us),
@@ -193,6 +204,7 @@ impl std::iter::Sum for ScanStats {
             filter_us: a.filter_us.saturating_add(b.filter_us),
             aggregate_us: a.aggregate_us.saturating_add(b.aggregate_us),
             encode_us: a.encode_us.saturating_add(b.encode_us),
+            versions: 0,
         })
     }
 }

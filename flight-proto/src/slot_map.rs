@@ -5,7 +5,42 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::slot::{SLOT_COUNT, Slot};
 
-/// A server of the cluster.
+/// Where a server stands between its start and its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    /// It has begun, and owns nothing yet.
+    Joining,
+    /// It owns slots.
+    #[default]
+    Active,
+    /// It owns nothing any more, and is still there.
+    Draining,
+    /// It is gone. No slot map names it.
+    Left,
+}
+
+impl NodeState {
+    /// Every state.
+    pub const ALL: [Self; 4] = [Self::Joining, Self::Active, Self::Draining, Self::Left];
+
+    /// The name, as JSON has it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Joining => "joining",
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Left => "left",
+        }
+    }
+
+    /// The state of a name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == name)
+    }
+}
+
+/// A server of the cluster. Servers and clients of other versions may know more or less of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// Stable name.
@@ -13,6 +48,25 @@ pub struct Node {
     /// Flight location, such as `grpc+tcp://10.0.0.7:50051`; `None` where the server does not know how it is reached
     /// (then: the connection the map came from).
     pub uri: Option<String>,
+    /// It owns as many slots as this is of the sum over active nodes.
+    #[serde(default = "one")]
+    pub weight: u64,
+    /// Whether it owns slots, or will, or did.
+    #[serde(default)]
+    pub state: NodeState,
+    /// Time of its start in ms since 1970: tells two runs under one name apart. 0 where nothing does.
+    #[serde(default)]
+    pub incarnation: u64,
+}
+
+const fn one() -> u64 {
+    1
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self { id: String::new(), uri: None, weight: one(), state: NodeState::default(), incarnation: 0 }
+    }
 }
 
 /// Adjacent slots with the same owners.
@@ -24,6 +78,15 @@ pub struct SlotRange {
     pub end: u16,
     /// Indexes into [`SlotMap::nodes`], preferred owner first.
     pub owners: Vec<u32>,
+}
+
+/// How many slots a node owns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SlotsOwned {
+    /// As their preferred owner.
+    pub preferred: u32,
+    /// As any of their owners.
+    pub total: u32,
 }
 
 /// Slot → owners, valid as of an epoch that only grows.
@@ -59,12 +122,28 @@ impl SlotMap {
             if range.owners.is_empty() || range.owners.iter().any(|&owner| owner as usize >= nodes.len()) {
                 return Err(Error::invalid(format!("slot map: slots {}..={} have no known owner", range.start, range.end)));
             }
+            if range.owners.iter().enumerate().any(|(at, owner)| range.owners[..at].contains(owner)) {
+                return Err(Error::invalid(format!("slot map: slots {}..={} name an owner twice", range.start, range.end)));
+            }
             next = u32::from(range.end) + 1;
         }
         if next != u32::from(SLOT_COUNT) {
             return Err(Error::invalid(format!("slot map: slots from {next} on are missing")));
         }
         Ok(Self { epoch, nodes, ranges })
+    }
+
+    /// The map whose slots have the owners that `owners` tells, preferred first, as indexes into `nodes`.
+    pub fn from_owners(epoch: u64, nodes: Vec<Node>, mut owners: impl FnMut(u16) -> Vec<u32>) -> Result<Self> {
+        let mut ranges: Vec<SlotRange> = Vec::new();
+        for slot in 0..SLOT_COUNT {
+            let owners = owners(slot);
+            match ranges.last_mut() {
+                Some(last) if last.owners == owners => last.end = slot,
+                _ => ranges.push(SlotRange { start: slot, end: slot, owners }),
+            }
+        }
+        Self::new(epoch, nodes, ranges)
     }
 
     /// Grows with every change of ownership.
@@ -84,9 +163,32 @@ impl SlotMap {
 
     /// The preferred owner of a slot.
     pub fn owner(&self, slot: Slot) -> &Node {
+        &self.nodes[self.owner_indexes(slot)[0] as usize]
+    }
+
+    /// All owners of a slot, preferred first: at least one.
+    pub fn owners(&self, slot: Slot) -> impl ExactSizeIterator<Item = &Node> {
+        self.owner_indexes(slot).iter().map(|&owner| &self.nodes[owner as usize])
+    }
+
+    /// The same, as indexes into [`SlotMap::nodes`].
+    pub fn owner_indexes(&self, slot: Slot) -> &[u32] {
         let at = self.ranges.partition_point(|range| range.end < slot.get());
         // `new` checked that the ranges cover every slot and that owners exist.
-        &self.nodes[self.ranges[at].owners[0] as usize]
+        &self.ranges[at].owners
+    }
+
+    /// Of each of [`SlotMap::nodes`]: how many slots prefer it, and how many it owns in all.
+    pub fn slots_owned(&self) -> Vec<SlotsOwned> {
+        let mut owned = vec![SlotsOwned::default(); self.nodes.len()];
+        for range in &self.ranges {
+            let slots = u32::from(range.end - range.start) + 1;
+            owned[range.owners[0] as usize].preferred += slots;
+            for &owner in &range.owners {
+                owned[owner as usize].total += slots;
+            }
+        }
+        owned
     }
 
     /// The node that is the preferred owner of every slot, if there is one.
@@ -116,7 +218,7 @@ mod tests {
     use super::*;
 
     fn node(id: &str) -> Node {
-        Node { id: id.into(), uri: None }
+        Node { id: id.into(), ..Node::default() }
     }
 
     fn range(start: u16, end: u16, owner: u32) -> SlotRange {
@@ -147,8 +249,33 @@ mod tests {
             vec![range(0, SLOT_COUNT - 1, 1)],
             vec![range(0, SLOT_COUNT, 0)],
             vec![SlotRange { start: 0, end: SLOT_COUNT - 1, owners: vec![] }],
+            vec![SlotRange { start: 0, end: SLOT_COUNT - 1, owners: vec![0, 0] }],
         ] {
             assert!(SlotMap::new(1, nodes(), ranges).is_err());
+        }
+    }
+
+    #[test]
+    fn owners_are_gathered_into_ranges() {
+        let two = |slot: u16| if slot < 100 { vec![1, 0] } else { vec![0, 1] };
+        let map = SlotMap::from_owners(3, vec![node("a"), node("b"), node("c")], two).unwrap();
+        assert_eq!(map.ranges().len(), 2);
+        let owners = |slot| map.owners(Slot::try_from(slot).unwrap()).map(|node| &*node.id).collect::<Vec<_>>();
+        assert_eq!((owners(99), owners(100)), (vec!["b", "a"], vec!["a", "b"]));
+        let all = u32::from(SLOT_COUNT);
+        let expected = [(all - 100, all), (100, all), (0, 0)].map(|(preferred, total)| SlotsOwned { preferred, total });
+        assert_eq!(map.slots_owned(), expected);
+        assert!(SlotMap::from_owners(3, vec![node("a")], |_| vec![]).is_err());
+    }
+
+    #[test]
+    fn maps_of_older_servers_are_read() {
+        let json = r#"{"epoch":1,"nodes":[{"id":"a","uri":null}],"slots":[{"start":0,"end":16383,"owners":[0]}]}"#;
+        let map: SlotMap = serde_json::from_str(json).unwrap();
+        assert_eq!(map, SlotMap::single(1, Node { id: "a".into(), weight: 1, state: NodeState::Active, ..Node::default() }));
+        for state in NodeState::ALL {
+            assert_eq!(serde_json::to_value(state).unwrap(), state.as_str());
+            assert_eq!(NodeState::from_name(state.as_str()), Some(state));
         }
     }
 }

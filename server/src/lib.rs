@@ -11,11 +11,12 @@
 //! knows all rooms.
 //!
 //! Reading order: [`settings`] and [`server`] (how it starts), [`flight`] (what comes in), [`scan`] (what happens), then
-//! [`object`], [`parquet`] and [`cache`], each of which stands alone; [`sql`], which asks [`scan`] as clients do; [`admin`] and
+//! [`object`], [`parquet`] and [`cache`], each of which stands alone; [`cluster`], who else there is; [`sql`], which asks [`scan`] as clients do; [`admin`] and
 //! [`record`] look on.
 
 pub mod admin;
 pub mod cache;
+pub mod cluster;
 pub mod flight;
 pub mod object;
 pub mod parquet;

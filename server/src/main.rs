@@ -55,15 +55,16 @@ async fn run(settings: &Settings) -> ExitCode {
     };
     let unix = server.unix_path().map_or_else(String::new, |path| format!(" unix=grpc+unix://{}", path.display()));
     println!("flightcache-server ready flight=grpc+tcp://{} admin=http://{}{unix}", server.flight_addr(), server.admin_addr());
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let error = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        error = server.cluster().failed() => Some(error),
+    };
     tracing::info!("draining");
     if !server.shutdown().await {
         tracing::warn!("some requests did not end in time and were cut off");
     }
-    ExitCode::SUCCESS
+    error.map_or(ExitCode::SUCCESS, |error| fail(&error.message, 1))
 }
 
 fn fail(message: &str, code: u8) -> ExitCode {

@@ -4,7 +4,7 @@
 //!  ScanRequest --plan.rs--> ScanPlan --stream.rs--> row groups, ahead and in order
 //!                                        |
 //!                    row_group.rs: filter columns, decide, the rest --load.rs--> cache | store
-//!                    parquet_rows.rs: what needs no decoding here
+//!                    parquet_rows.rs: what needs no decoding here      \-- peers.rs: other servers
 //!                                        |
 //!                                     batches --aggregate.rs--> states, if they are what was asked for
 //!                                              (rows.rs: the same for row numbers; row_reads.rs: for many small reads;
@@ -20,6 +20,7 @@ mod load;
 mod manage;
 mod measure;
 mod parquet_rows;
+mod peers;
 mod pick;
 mod plan;
 mod predicate;
@@ -30,13 +31,14 @@ mod rows;
 mod stream;
 mod table;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use arrow::datatypes::Schema;
 use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
+use flightcache_proto::action::RenewedObject;
 use flightcache_proto::{Error, Result, SlotMap};
-use tokio::sync::Semaphore;
+use tokio::sync::{OnceCell, Semaphore, mpsc};
 
 pub(crate) use growth::BoundGrowth;
 pub use parquet_rows::ParquetRows;
@@ -47,11 +49,13 @@ pub use stream::{Batch, Part, Takes};
 
 use self::kept_plans::KeptPlans;
 use self::load::LoadError;
+use self::peers::Peers;
 use self::plan::ColumnSource;
 use self::predicate::Planner;
 use self::resident::Resident;
 use crate::admin::{Metrics, ScanMeter};
 use crate::cache::{Cache, CacheConfig, Permit};
+use crate::cluster::Cluster;
 use crate::object::{FetchLimits, Listings, Sources};
 use crate::parquet::{BloomFilters, Footers, check_widths};
 use crate::record::{Recorder, RequestRecord};
@@ -65,6 +69,8 @@ pub struct Engine {
     sources: Sources,
     listings: Listings,
     footers: Arc<Footers>,
+    /// Objects that turned out overwritten, until somebody passes that on.
+    renewed: Mutex<Option<mpsc::Receiver<RenewedObject>>>,
     blooms: BloomFilters,
     plans: KeptPlans,
     chunks: Arc<Chunks>,
@@ -77,28 +83,32 @@ pub struct Engine {
     cpu: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     read_ahead_bytes: u64,
-    slot_map: SlotMap,
+    cluster: Arc<Cluster>,
+    peers: Peers,
+    handed_over: OnceCell<()>,
     recorder: Option<Arc<Recorder>>,
     requests: AtomicU64,
     started_at: std::time::Instant,
 }
 
 impl Engine {
-    /// An engine over `sources`, with an empty cache, that records nothing.
+    /// An engine over `sources`, with an empty cache, alone and without a record.
     pub fn new(settings: &Settings, sources: Sources, metrics: Arc<Metrics>, slot_map: SlotMap) -> Arc<Self> {
-        Self::recorded(settings, sources, metrics, slot_map, None)
+        Self::recorded(settings, sources, metrics, Arc::new(Cluster::fixed(slot_map)), None)
     }
 
-    /// An engine over `sources`, with an empty cache, whose requests are recorded.
+    /// An engine over `sources`, with an empty cache, in a cluster, whose requests are recorded.
     pub fn recorded(
         settings: &Settings,
         sources: Sources,
         metrics: Arc<Metrics>,
-        slot_map: SlotMap,
+        cluster: Arc<Cluster>,
         recorder: Option<Arc<Recorder>>,
     ) -> Arc<Self> {
         let limits = FetchLimits::new(settings.store_requests, Arc::clone(&metrics));
         let footer_capacity = settings.footer_capacity.as_u64();
+        let of_footers = (footer_capacity - footer_capacity / 4 - footer_capacity / 8) as usize;
+        let (footers, renewed) = Footers::new(of_footers, limits.clone());
         let chunks = Cache::new(CacheConfig {
             capacity_bytes: settings.capacity.as_u64(),
             reserve_bytes: settings.reserve_bytes(),
@@ -109,7 +119,8 @@ impl Engine {
         Arc::new(Self {
             sources,
             listings: Listings::default(),
-            footers: Footers::new((footer_capacity - footer_capacity / 4 - footer_capacity / 8) as usize, limits.clone()),
+            footers,
+            renewed: Mutex::new(Some(renewed)),
             blooms: BloomFilters::new(footer_capacity / 4, limits.clone()),
             plans: KeptPlans::new((footer_capacity / 8) as usize),
             chunks,
@@ -120,7 +131,9 @@ impl Engine {
             cpu: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(2, std::num::NonZero::get))),
             metrics,
             read_ahead_bytes: settings.read_ahead.as_u64(),
-            slot_map,
+            cluster,
+            peers: Peers::default(),
+            handed_over: OnceCell::new(),
             recorder,
             requests: AtomicU64::new(0),
             started_at: std::time::Instant::now(),
@@ -137,9 +150,14 @@ impl Engine {
         &self.cpu
     }
 
-    /// Which node owns which slot.
-    pub fn slot_map(&self) -> &SlotMap {
-        &self.slot_map
+    /// Which node owns which slot, now. A request that looks more than once keeps what it saw first.
+    pub fn slot_map(&self) -> Arc<SlotMap> {
+        self.cluster.slot_map()
+    }
+
+    /// The nodes, and this one among them.
+    pub fn cluster(&self) -> &Arc<Cluster> {
+        &self.cluster
     }
 
     /// What writes the access trace, if anything does.

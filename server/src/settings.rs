@@ -12,7 +12,14 @@ use figment::providers::{Format as _, Serialized, Toml};
 use flightcache_proto::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::Pace;
+use crate::cluster::view::{MAX_REPLICAS, MAX_WEIGHT};
 use crate::object::Freshness;
+
+/// Where gossip is, unless it is said.
+const GOSSIP_PORT: u16 = 50_053;
+const MAX_CLUSTER_NAME_BYTES: usize = 64;
+const MAX_SEEDS: usize = 64;
 
 /// Everything that can be set. Field names are the keys of the TOML file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -55,6 +62,8 @@ pub struct Settings {
     /// How long a load waits for memory before it fails.
     #[serde(with = "humantime_text")]
     pub memory_wait: Duration,
+    /// SQL statements that run at a time; the next waits for one to end, as long as a load for memory.
+    pub sql_statements: usize,
     /// Memory for all running SQL statements together, beyond the cache: sorts, joins, aggregates. What needs more spills.
     pub sql_memory: ByteSize,
     /// Bytes that all running SQL statements together may spill to disk; 0 for none.
@@ -72,6 +81,29 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// Log filter, as `tracing`'s `EnvFilter` takes it.
     pub log: String,
+    /// Name of the cluster this node takes part in; without it the node is alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// Gossip addresses of other nodes, as `host:port`. A name may mean several addresses, and is resolved again every 5 s.
+    #[serde(rename = "seed", skip_serializing_if = "Vec::is_empty")]
+    pub seeds: Vec<String>,
+    /// Address of gossip, over UDP; without it port 50053 beside the Flight service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gossip: Option<SocketAddr>,
+    /// Directory that keeps the node's name; without it the node has another one after each start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_directory: Option<PathBuf>,
+    /// Share of the slots this node wants, against the others' weights; without it the capacity in MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u64>,
+    /// Owners of each slot. Where nodes differ, the highest counts.
+    pub replicas: u32,
+    /// Time between rounds of gossip.
+    #[serde(with = "humantime_text")]
+    pub gossip_interval: Duration,
+    /// A node that crashed is taken for gone within this time, and not before a third of it; at least 21 times `gossip_interval`.
+    #[serde(with = "humantime_text")]
+    pub detection_bound: Duration,
     /// What may be read.
     #[serde(rename = "source", skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<SourceSettings>,
@@ -137,6 +169,7 @@ impl Default for Settings {
             store_retries: 10,
             read_ahead: ByteSize::mib(64),
             memory_wait: Duration::from_secs(30),
+            sql_statements: 64,
             sql_memory: ByteSize::mib(512),
             sql_spill: ByteSize::gib(8),
             sql_spill_directory: None,
@@ -144,6 +177,14 @@ impl Default for Settings {
             record: None,
             log_format: LogFormat::Text,
             log: "info".to_owned(),
+            cluster: None,
+            seeds: Vec::new(),
+            gossip: None,
+            data_directory: None,
+            weight: None,
+            replicas: 1,
+            gossip_interval: Duration::from_millis(200),
+            detection_bound: Duration::from_secs(5),
             sources: Vec::new(),
             tables: BTreeMap::new(),
         }
@@ -154,6 +195,16 @@ impl Settings {
     /// [`Settings::reserve`], or its default.
     pub fn reserve_bytes(&self) -> u64 {
         self.reserve.map_or((self.capacity.as_u64() / 4).max(256 << 20), |reserve| reserve.as_u64())
+    }
+
+    /// [`Settings::weight`], or its default.
+    pub fn weight_or_capacity(&self) -> u64 {
+        self.weight.unwrap_or(self.capacity.as_u64() >> 20).clamp(1, MAX_WEIGHT)
+    }
+
+    /// [`Settings::gossip`], or its default.
+    pub fn gossip_addr(&self) -> SocketAddr {
+        self.gossip.unwrap_or(SocketAddr::new(self.listen.ip(), GOSSIP_PORT))
     }
 
     /// The settings as TOML, secrets of source options masked.
@@ -181,11 +232,62 @@ impl Settings {
         {
             return Err(Error::invalid(format!("tables: {name:?} = {url:?} is not a name and a URL")));
         }
-        if self.partitions == 0 || self.store_requests == 0 {
-            return Err(Error::invalid("partitions and store_requests must be at least 1"));
+        if self.partitions == 0 || self.store_requests == 0 || self.sql_statements == 0 {
+            return Err(Error::invalid("partitions, store_requests and sql_statements must be at least 1"));
+        }
+        self.check_cluster()
+    }
+
+    fn check_cluster(&self) -> Result<()> {
+        let Some(name) = &self.cluster else {
+            if self.seeds.is_empty() {
+                return Ok(());
+            }
+            return Err(Error::invalid("seeds lead to a cluster: --cluster has to name it"));
+        };
+        if name.is_empty() || name.len() > MAX_CLUSTER_NAME_BYTES {
+            return Err(Error::invalid(format!("cluster: a name has 1 to {MAX_CLUSTER_NAME_BYTES} bytes")));
+        }
+        if self.listen.ip().is_unspecified() && self.advertise.is_none() {
+            return Err(Error::invalid(
+                "the server listens on every address: in a cluster --advertise has to name one that others reach",
+            ));
+        }
+        if let Some(advertise) = self.advertise.as_deref().filter(|uri| host_of(uri).is_none()) {
+            return Err(Error::invalid(format!("advertise: {advertise:?} is no location such as grpc+tcp://host:50051")));
+        }
+        let is_seed = |seed: &str| {
+            seed.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse().is_ok_and(|port: u16| port > 0))
+        };
+        if let Some(seed) = self.seeds.iter().find(|seed| !is_seed(seed)) {
+            return Err(Error::invalid(format!("seed: {seed:?} is no host:port")));
+        }
+        if self.seeds.len() > MAX_SEEDS {
+            return Err(Error::invalid(format!("seed: {} are more than {MAX_SEEDS}", self.seeds.len())));
+        }
+        if self.weight.is_some_and(|weight| !(1..=MAX_WEIGHT).contains(&weight)) {
+            return Err(Error::invalid(format!("weight must lie between 1 and {MAX_WEIGHT}")));
+        }
+        if !(1..=MAX_REPLICAS).contains(&self.replicas) {
+            return Err(Error::invalid(format!("replicas must lie between 1 and {MAX_REPLICAS}")));
+        }
+        if !(Duration::from_millis(10)..=Duration::from_mins(1)).contains(&self.gossip_interval) {
+            return Err(Error::invalid("gossip_interval must lie between 10ms and 1m"));
+        }
+        let shortest = Pace::shortest_bound(self.gossip_interval);
+        if !(shortest..=Duration::from_hours(1)).contains(&self.detection_bound) {
+            let shortest = humantime::format_duration(shortest);
+            return Err(Error::invalid(format!("detection_bound must lie between {shortest} (21 gossip intervals) and 1h")));
         }
         Ok(())
     }
+}
+
+/// Host of a Flight location.
+pub(crate) fn host_of(uri: &str) -> Option<String> {
+    let uri: http::Uri = uri.parse().ok()?;
+    let host = uri.host()?.trim_matches(['[', ']']);
+    (uri.scheme().is_some() && uri.port_u16().is_some() && !host.is_empty()).then(|| host.to_owned())
 }
 
 /// Command line of `flightcache-server`.
@@ -272,6 +374,10 @@ pub struct Flags {
     #[arg(long, env = "FLIGHTCACHE_MEMORY_WAIT", value_name = "DURATION")]
     #[serde(skip_serializing_if = "Option::is_none")]
     memory_wait: Option<String>,
+    /// SQL statements that run at a time.
+    #[arg(long, env = "FLIGHTCACHE_SQL_STATEMENTS", value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sql_statements: Option<usize>,
     /// Memory for all running SQL statements together, beyond the cache.
     #[arg(long, env = "FLIGHTCACHE_SQL_MEMORY", value_name = "BYTES")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -300,6 +406,38 @@ pub struct Flags {
     #[arg(long, env = "FLIGHTCACHE_LOG", value_name = "FILTER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     log: Option<String>,
+    /// Name of the cluster to take part in.
+    #[arg(long, env = "FLIGHTCACHE_CLUSTER", value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<String>,
+    /// Gossip address of another node; a name may mean several addresses. Repeatable.
+    #[arg(long = "seed", env = "FLIGHTCACHE_SEED", value_name = "HOST:PORT", num_args = 1.., value_delimiter = ' ')]
+    #[serde(skip)]
+    seeds: Vec<String>,
+    /// Address of gossip, over UDP [default: port 50053 beside the Flight service].
+    #[arg(long, env = "FLIGHTCACHE_GOSSIP", value_name = "ADDR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gossip: Option<SocketAddr>,
+    /// Directory that keeps the node's name.
+    #[arg(long, env = "FLIGHTCACHE_DATA_DIRECTORY", value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data_directory: Option<PathBuf>,
+    /// Share of the slots, against other nodes' [default: the capacity in MiB].
+    #[arg(long, env = "FLIGHTCACHE_WEIGHT", value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight: Option<u64>,
+    /// Owners of each slot.
+    #[arg(long, env = "FLIGHTCACHE_REPLICAS", value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replicas: Option<u32>,
+    /// Time between rounds of gossip, such as 200ms.
+    #[arg(long, env = "FLIGHTCACHE_GOSSIP_INTERVAL", value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gossip_interval: Option<String>,
+    /// Within this time a node that crashed is taken for gone, such as 5s.
+    #[arg(long, env = "FLIGHTCACHE_DETECTION_BOUND", value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detection_bound: Option<String>,
 }
 
 impl Flags {
@@ -314,6 +452,11 @@ impl Flags {
         for url in &self.sources {
             if !settings.sources.iter().any(|source| source.url == *url) {
                 settings.sources.push(SourceSettings { url: url.clone(), ..SourceSettings::default() });
+            }
+        }
+        for seed in &self.seeds {
+            if !settings.seeds.contains(seed) {
+                settings.seeds.push(seed.clone());
             }
         }
         settings.check()?;
@@ -372,5 +515,44 @@ mod tests {
         let error = flags(&["--config", file.path().to_str().unwrap(), "--source", "s3://b/"]).settings().unwrap_err();
         assert!(error.message.contains("capacty"), "{error}");
         assert!(Flags::try_parse_from(["flightcache-server", "--freshness", "sometimes"]).is_err());
+    }
+
+    #[test]
+    fn a_cluster_is_set_by_flags_and_printed() {
+        let node =
+            ["--source", "s3://b/", "--cluster", "lake", "--seed", "cache:50053", "--seed", "[::1]:50053", "--replicas", "2"];
+        let settings = flags(&node).settings().unwrap();
+        assert_eq!(settings.seeds, ["cache:50053", "[::1]:50053"]);
+        assert_eq!(settings.gossip_addr(), SocketAddr::from(([127, 0, 0, 1], 50_053)));
+        assert_eq!(settings.weight_or_capacity(), 1_024);
+        let again: Settings = toml::from_str(&settings.to_toml().unwrap()).unwrap();
+        assert_eq!((again.cluster.as_deref(), again.seeds, again.replicas), (Some("lake"), settings.seeds, 2));
+        assert_eq!(again.detection_bound, Duration::from_secs(5));
+
+        let alone = ["--source", "s3://b/"];
+        assert!(flags(&[&alone, ["--seed", "cache:50053"].as_slice()].concat()).settings().is_err());
+        let long = "x".repeat(65);
+        for (mistake, named) in [
+            (["--cluster", ""], "cluster"),
+            (["--cluster", &long], "cluster"),
+            (["--listen", "0.0.0.0:50051"], "--advertise"),
+            (["--advertise", "cache-0"], "advertise"),
+            (["--advertise", "grpc+tcp://cache-0"], "advertise"),
+            (["--seed", "cache"], "seed"),
+            (["--seed", ":50053"], "seed"),
+            (["--seed", "cache:0"], "seed"),
+            (["--weight", "0"], "weight"),
+            (["--replicas", "0"], "replicas"),
+            (["--replicas", "17"], "replicas"),
+            (["--gossip-interval", "1ms"], "gossip_interval"),
+            (["--gossip-interval", "300ms"], "6s 300ms"),
+            (["--detection-bound", "4s"], "detection_bound"),
+        ] {
+            let cluster: &[_] = if mistake[0] == "--cluster" { &[] } else { &["--cluster", "lake"] };
+            let error = flags(&[&alone, cluster, &mistake].concat()).settings().unwrap_err();
+            assert!(error.message.contains(named), "{mistake:?}: {error}");
+        }
+        assert_eq!(host_of("grpc+tcp://[::1]:50051").as_deref(), Some("::1"));
+        assert_eq!(host_of("grpc+unix:///a.sock"), None);
     }
 }

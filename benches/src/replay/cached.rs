@@ -24,16 +24,22 @@ pub(super) fn owner(url: &str, count: usize) -> usize {
     usize::from(Slot::of(url, Part::Footer).get()) * count / usize::from(SLOT_COUNT)
 }
 
-/// One client of each server, which connects when it is needed.
-fn clients(locations: &[String]) -> flightcache_proto::Result<Vec<Client>> {
-    locations.iter().map(|location| Client::lazy(location)).collect()
+/// One client of each location, which connects when it is needed; of a cluster, one that knows who owns what.
+async fn clients(locations: &[String], is_cluster: bool) -> flightcache_proto::Result<Vec<Client>> {
+    let mut clients = Vec::with_capacity(locations.len());
+    for location in locations {
+        clients.push(if is_cluster { Client::connect(location).await? } else { Client::lazy(location)? });
+    }
+    Ok(clients)
 }
 
 /// Servers, and who connects to them.
 pub struct Cached {
+    /// Of servers that know nothing of each other; of a cluster, one.
     locations: Vec<String>,
+    is_cluster: bool,
     connecting: Clients,
-    /// One of each server: for all requests if they share them, and for what is not measured.
+    /// One of each location: for all requests if they share them, and for what is not measured.
     clients: Vec<Client>,
     /// What stands before an object's name in its URL.
     prefix: String,
@@ -48,29 +54,43 @@ enum Counts {
 }
 
 impl Cached {
-    /// Starts `count` servers in this process.
+    /// Starts `count` servers in this process: a cluster, if they are several.
     pub async fn start(
         store: Arc<SlowStore>,
         count: usize,
         capacity: ByteSize,
         connecting: Clients,
     ) -> Result<Self, Box<dyn std::error::Error>> {
-        let mut servers = Vec::with_capacity(count);
         let threads = ServerThreads::new()?;
-        for _ in 0..count {
-            let store = Arc::clone(&store) as Arc<dyn ObjectStore>;
-            let starting = async move { place::serve(store, capacity).await.map_err(|e| e.to_string()) };
-            servers.push(threads.spawn(starting).await??);
-        }
-        let locations: Vec<String> = servers.iter().map(|server| format!("grpc://{}", server.flight_addr())).collect();
+        let shared = Arc::clone(&store) as Arc<dyn ObjectStore>;
+        let starting = async move { place::serve_all(&shared, capacity, count).await.map_err(|e| e.to_string()) };
+        let servers = threads.spawn(starting).await??;
+        let locations = servers.iter().take(1).map(|server| format!("grpc://{}", server.flight_addr())).collect();
         let counts = Counts::Own { servers: Mutex::new(servers), store, _threads: threads };
-        Ok(Self { clients: clients(&locations)?, locations, connecting, prefix: SOURCE.to_owned(), counts })
+        Ok(Self::new(locations, count > 1, connecting, SOURCE.to_owned(), counts).await?)
+    }
+
+    async fn new(
+        locations: Vec<String>,
+        is_cluster: bool,
+        connecting: Clients,
+        prefix: String,
+        counts: Counts,
+    ) -> Result<Self, AskError> {
+        let clients = clients(&locations, is_cluster).await?;
+        Ok(Self { locations, is_cluster, connecting, clients, prefix, counts })
     }
 
     /// Uses running servers, which know an object by `prefix` and its name.
-    pub async fn connect(locations: Vec<String>, prefix: String, connecting: Clients) -> Result<Self, AskError> {
-        let counts = Counts::Running(Mutex::default());
-        let cached = Self { clients: clients(&locations)?, locations, connecting, prefix, counts };
+    pub async fn connect(mut locations: Vec<String>, prefix: String, connecting: Clients) -> Result<Self, AskError> {
+        let is_cluster = match locations.first() {
+            Some(first) => Client::connect(first).await?.slot_map().await?.nodes().len() > 1,
+            None => false,
+        };
+        if is_cluster {
+            locations.truncate(1);
+        }
+        let cached = Self::new(locations, is_cluster, connecting, prefix, Counts::Running(Mutex::default())).await?;
         cached.take_counts().await?;
         Ok(cached)
     }
@@ -78,9 +98,11 @@ impl Cached {
     async fn server_counts(&self) -> Result<StoreCounts, AskError> {
         let mut sum = StoreCounts::default();
         for client in &self.clients {
-            let stats = client.stats().await?;
-            sum.requests += stats.store_requests;
-            sum.bytes += stats.store_bytes;
+            for (_, stats) in client.cluster_stats().await? {
+                let stats = stats?;
+                sum.requests += stats.store_requests;
+                sum.bytes += stats.store_bytes;
+            }
         }
         Ok(sum)
     }
@@ -95,7 +117,7 @@ impl Side for Cached {
     async fn ask(&self, read: &Read) -> Result<Answer, AskError> {
         let started = Instant::now();
         let own = match self.connecting {
-            Clients::PerRequest => Some(clients(&self.locations)?),
+            Clients::PerRequest => Some(clients(&self.locations, self.is_cluster).await?),
             Clients::Shared => None,
         };
         let clients = own.as_ref().unwrap_or(&self.clients);

@@ -35,9 +35,16 @@ pub(crate) struct Decoder {
     dictionaries: HashMap<i64, ArrayRef>,
     /// Where columns come as dictionaries of what was announced.
     folded: Option<Folded>,
+    /// Those are handed out as they come.
+    keeps_dictionaries: bool,
 }
 
 impl Decoder {
+    /// A decoder whose batches have dictionaries where they came so.
+    pub(super) fn keeping_dictionaries() -> Self {
+        Self { keeps_dictionaries: true, ..Self::default() }
+    }
+
     /// The schema that came last.
     pub(super) fn schema(&self) -> Option<&SchemaRef> {
         self.schema.as_ref()
@@ -62,7 +69,12 @@ impl Decoder {
                     self.folded = Some(Folded::new(schema, announced)?);
                     return Ok(Payload::Nothing);
                 }
-                *self = Self { is_flat: is_flat(&schema, false), schema: Some(Arc::clone(&schema)), ..Self::default() };
+                *self = Self {
+                    is_flat: is_flat(&schema, false),
+                    schema: Some(Arc::clone(&schema)),
+                    keeps_dictionaries: self.keeps_dictionaries,
+                    ..Self::default()
+                };
                 Ok(Payload::Schema(schema))
             }
             MessageHeader::DictionaryBatch => {
@@ -93,8 +105,8 @@ impl Decoder {
                         .map_err(|e| e.to_string())?,
                 };
                 let batch = match &self.folded {
-                    Some(folded) => folded.unfold(&batch, schema)?,
-                    None => batch,
+                    Some(folded) if !self.keeps_dictionaries => folded.unfold(&batch, schema)?,
+                    _ => batch,
                 };
                 Ok(Payload::Batch(batch))
             }

@@ -25,6 +25,7 @@ use std::time::Instant;
 use bytes::{BufMut as _, Bytes};
 use flightcache_proto::accept::{ACCEPT_HEADER, DICTIONARIES};
 use flightcache_proto::parquet::ParquetPiece;
+use flightcache_proto::route::{EPOCH_HEADER, PEER_HEADER, PeerAsk};
 use flightcache_proto::scan::SCAN_STATS_TRAILER;
 use flightcache_proto::{Error, ErrorKind, Result, ScanStats};
 use http::header::{CONTENT_TYPE, TE};
@@ -100,28 +101,28 @@ pub async fn do_get<S>(service: S, ticket: Bytes) -> Result<Answer>
 where
     S: GrpcService<Body, ResponseBody = Body>,
 {
-    get_with(service, ticket, false).await
+    get_with(service, ticket, None, false).await
 }
 
-/// Sends a ticket over a connection, of which the answer's arrival tells how fast it is.
-pub(crate) async fn get(connection: &Connection, ticket: Bytes, transfer: Transfer) -> Result<Answer> {
+/// Sends a ticket over a connection, of which the answer's arrival tells how fast it is, and the epoch by which it is sent there.
+pub(crate) async fn get(connection: &Connection, ticket: Bytes, epoch: Option<u64>, transfer: Transfer) -> Result<Answer> {
     let lane = connection.take_lane();
-    let mut answer = get_over(lane.channel(), Arc::clone(&connection.link), ticket, transfer).await?;
+    let mut answer = get_over(lane.channel(), Arc::clone(&connection.link), ticket, epoch, transfer).await?;
     answer.incoming.lane = Some(lane);
     Ok(answer)
 }
 
-async fn get_over<S>(service: S, link: Arc<Link>, ticket: Bytes, transfer: Transfer) -> Result<Answer>
+async fn get_over<S>(service: S, link: Arc<Link>, ticket: Bytes, epoch: Option<u64>, transfer: Transfer) -> Result<Answer>
 where
     S: GrpcService<Body, ResponseBody = Body>,
 {
-    let mut answer = get_with(service, ticket, link.takes_parquet(transfer)).await?;
+    let mut answer = get_with(service, ticket, epoch, link.takes_parquet(transfer)).await?;
     answer.incoming.link = Some(link);
     Ok(answer)
 }
 
 /// Sends a ticket, and that the answer may hold Parquet.
-async fn get_with<S>(service: S, ticket: Bytes, takes_parquet: bool) -> Result<Answer>
+async fn get_with<S>(service: S, ticket: Bytes, epoch: Option<u64>, takes_parquet: bool) -> Result<Answer>
 where
     S: GrpcService<Body, ResponseBody = Body>,
 {
@@ -129,7 +130,22 @@ where
     // PARQUET and DICTIONARIES.
     let accept = HeaderValue::from_static(if takes_parquet { "parquet, dictionaries" } else { DICTIONARIES });
     request.headers_mut().insert(ACCEPT_HEADER, accept);
+    if let Some(epoch) = epoch {
+        request.headers_mut().insert(EPOCH_HEADER, HeaderValue::from(epoch));
+    }
     Ok(Answer { takes_parquet, ..call(service, request).await? })
+}
+
+/// Sends a ticket as one server to another. Dictionaries stay what they are.
+pub(crate) async fn pull(connection: &Connection, ticket: Bytes, ask: PeerAsk) -> Result<Answer> {
+    let mut request = request(DO_GET_PATH, of_ticket(ticket)?);
+    request.headers_mut().insert(ACCEPT_HEADER, HeaderValue::from_static(DICTIONARIES));
+    request.headers_mut().insert(PEER_HEADER, HeaderValue::from_static(ask.as_str()));
+    let lane = connection.take_lane();
+    let mut answer = call(lane.channel(), request).await?;
+    answer.decoder = Decoder::keeping_dictionaries();
+    answer.incoming.lane = Some(lane);
+    Ok(answer)
 }
 
 /// Sends requests, whose answers are [`Answer::next_message`]s.

@@ -183,18 +183,25 @@ impl Fake {
 
 /// A map in which one server owns all.
 pub(crate) fn whole(epoch: u64, fake: &Fake) -> SlotMap {
-    SlotMap::single(epoch, Node { id: "a".into(), uri: Some(fake.uri()) })
+    SlotMap::single(epoch, Node { id: "a".into(), uri: Some(fake.uri()), ..Node::default() })
 }
 
 /// A map of two owners, by their locations: of the lower half of the slots, where the footer is, and of the upper half.
 pub(crate) fn halves(epoch: u64, low: Option<String>, high: Option<String>) -> SlotMap {
-    let node = |id: &str, uri| Node { id: id.to_owned(), uri };
+    owned(epoch, [low, high], vec![1])
+}
+
+/// The same, but that both own the upper half; rather the second.
+pub(crate) fn shared(epoch: u64, low: Option<String>, high: Option<String>) -> SlotMap {
+    owned(epoch, [low, high], vec![1, 0])
+}
+
+fn owned(epoch: u64, [low, high]: [Option<String>; 2], owners: Vec<u32>) -> SlotMap {
+    let node = |id: &str, uri| Node { id: id.to_owned(), uri, ..Node::default() };
     let middle = SLOT_COUNT / 2;
     assert!(Slot::of(URL, Part::Footer).get() < middle);
-    let ranges = vec![
-        SlotRange { start: 0, end: middle - 1, owners: vec![0] },
-        SlotRange { start: middle, end: SLOT_COUNT - 1, owners: vec![1, 0] },
-    ];
+    let ranges =
+        vec![SlotRange { start: 0, end: middle - 1, owners: vec![0] }, SlotRange { start: middle, end: SLOT_COUNT - 1, owners }];
     SlotMap::new(epoch, vec![node("low", low), node("high", high)], ranges).unwrap()
 }
 
@@ -238,6 +245,13 @@ pub(crate) fn frames(schema: &Schema, batches: &[(RecordBatch, ScanStats)]) -> V
 /// A stream of one batch of one number each.
 pub(crate) fn rows(values: impl IntoIterator<Item = i64>) -> Vec<Step> {
     let batches: Vec<_> = values.into_iter().map(|value| (numbers([value]), ScanStats::default())).collect();
+    frames(numbers([]).schema_ref(), &batches).into_iter().map(Step::Frame).collect()
+}
+
+/// The same, of objects of these versions.
+pub(crate) fn versioned(versions: u64, values: impl IntoIterator<Item = i64>) -> Vec<Step> {
+    let stats = ScanStats { versions, ..ScanStats::default() };
+    let batches: Vec<_> = values.into_iter().map(|value| (numbers([value]), stats)).collect();
     frames(numbers([]).schema_ref(), &batches).into_iter().map(Step::Frame).collect()
 }
 

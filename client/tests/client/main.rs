@@ -2,5 +2,6 @@
 
 mod direct;
 mod fake;
+mod owners;
 mod routes;
 mod scans;

@@ -455,6 +455,7 @@ async fn the_figures_of_the_shares_are_summed() {
         row_groups_pruned: 4 * factor,
         chunks_hit: 5 * factor,
         chunks_missed: 6 * factor,
+        chunks_pulled: 15 * factor,
         store_bytes: 7 * factor,
         store_requests: 8 * factor,
         fetch_us: 9 * factor,
@@ -462,6 +463,7 @@ async fn the_figures_of_the_shares_are_summed() {
         filter_us: 11 * factor,
         aggregate_us: 14 * factor,
         encode_us: 12 * factor,
+        versions: 0,
     };
     let (fake, client) = Fake::alone().await;
     fake.answer_plan(Ok(plan([endpoint("a", LOW, 1), endpoint("b", LOW, 1)])));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow_flight::Result as ActionResult;
-use flightcache_proto::action::{self, BoundsRequest, SetCapacity, UrlRequest};
+use flightcache_proto::action::{self, BoundsRequest, DrainRequest, SetCapacity, UrlRequest};
 use flightcache_proto::{Error, Result, ScanRequest};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
@@ -16,7 +16,7 @@ use crate::scan::Engine;
 pub(super) async fn run(engine: &Arc<Engine>, name: &str, body: &[u8]) -> Result<BoxStream<'static, Result<ActionResult>>> {
     let results = match name {
         action::STATS => vec![to_result(&engine.stats())],
-        action::SLOT_MAP => vec![to_result(engine.slot_map())],
+        action::SLOT_MAP => vec![to_result(&*engine.slot_map())],
         action::INFO => {
             let request: UrlRequest = parse(name, body)?;
             engine.info(&request.url).await?.iter().map(to_result).collect()
@@ -32,7 +32,7 @@ pub(super) async fn run(engine: &Arc<Engine>, name: &str, body: &[u8]) -> Result
         action::SOURCES => vec![to_result(&engine.sources())],
         action::EVICT => {
             let request: UrlRequest = parse(name, body)?;
-            let evicted = engine.evict(&request.url)?;
+            let evicted = engine.evict_everywhere(&request).await?;
             tracing::info!(url = request.url, chunks = evicted.chunks, bytes = evicted.bytes, footers = evicted.footers, "evict");
             vec![to_result(&evicted)]
         }
@@ -42,6 +42,11 @@ pub(super) async fn run(engine: &Arc<Engine>, name: &str, body: &[u8]) -> Result
             tracing::info!(capacity_bytes = request.capacity_bytes, "set_capacity");
             vec![to_result(&engine.stats())]
         }
+        action::DRAIN => {
+            let request: DrainRequest = parse(name, body)?;
+            vec![to_result(&engine.cluster().drain_node(&request).await?)]
+        }
+        action::RENEWED => vec![to_result(&engine.forget_renewed(&parse(name, body)?)?)],
         action::WARM => {
             let request = ScanRequest::parse(body)?;
             return Ok(engine.warm(request).map(|progress| progress.and_then(|progress| to_result(&progress))).boxed());

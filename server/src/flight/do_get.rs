@@ -12,8 +12,9 @@ use std::time::Instant;
 use arrow_flight::Ticket as FlightTicket;
 use bytes::{Buf as _, Bytes};
 use flightcache_proto::accept::{ACCEPT_HEADER, DICTIONARIES, PARQUET};
+use flightcache_proto::route::{EPOCH_HEADER, PEER_HEADER};
 use flightcache_proto::scan::SCAN_STATS_TRAILER;
-use flightcache_proto::{Error, ErrorKind, Result, Ticket};
+use flightcache_proto::{Error, ErrorKind, PeerAsk, Result, Ticket};
 use futures::stream::BoxStream;
 use futures::{FutureExt as _, StreamExt as _};
 use http::{HeaderMap, HeaderValue};
@@ -130,13 +131,20 @@ pub(super) fn trailers(ended: &tonic::Status, meter: &ScanMeter) -> HeaderMap {
 /// Answers a gRPC request for `DoGet`.
 pub(super) async fn respond(engine: &Arc<Engine>, sql: &Arc<Sql>, request: http::Request<Incoming>) -> http::Response<DoGetBody> {
     let meter = Arc::new(ScanMeter::default());
-    let takes = takes(request.headers());
+    let (takes, epoch, ask) = (takes(request.headers()), epoch(request.headers()), ask(request.headers()));
     let opened = async {
         let ticket = ticket(request.into_body()).await?;
         if sql::is_flight_sql(&ticket) {
             return sql::open(sql, &ticket, &meter).await;
         }
-        open(engine, &ticket, takes, &meter).await
+        let ticket = Ticket::parse(&ticket)?;
+        if let Some(epoch) = epoch {
+            engine.check_route(&ticket, epoch)?;
+        }
+        match ask {
+            Some(ask) => open_for_peer(engine, ticket, ask, takes, &meter).await,
+            None => open(engine, &ticket, takes, &meter).await,
+        }
     };
     let opened = std::panic::AssertUnwindSafe(opened).catch_unwind().await;
     let messages = match opened.unwrap_or_else(|_| Err(Error::internal("planning gave up; the server's log says why"))) {
@@ -166,6 +174,17 @@ fn takes(headers: &HeaderMap) -> Takes {
     takes
 }
 
+/// Of the slot map by which a request was sent here.
+fn epoch(headers: &HeaderMap) -> Option<u64> {
+    headers.get(EPOCH_HEADER)?.to_str().ok()?.parse().ok()
+}
+
+/// What another server asks for.
+fn ask(headers: &HeaderMap) -> Option<PeerAsk> {
+    let told = headers.get(PEER_HEADER)?.to_str().ok()?;
+    PeerAsk::ALL.into_iter().find(|ask| ask.as_str() == told)
+}
+
 /// The ticket in a request's body: one gRPC message, uncompressed.
 async fn ticket(body: Incoming) -> Result<Bytes> {
     let body = Limited::new(body, MAX_TICKET_BYTES).collect().await;
@@ -188,15 +207,46 @@ pub(super) fn gave_up() -> Error {
     Error::internal("the scan gave up; the server's log says why")
 }
 
+/// What another server asks for: column chunks as they rest.
+async fn open_for_peer(
+    engine: &Arc<Engine>,
+    mut ticket: Ticket,
+    ask: PeerAsk,
+    takes: Takes,
+    meter: &Arc<ScanMeter>,
+) -> Result<BoxStream<'static, Result<Message>>> {
+    engine.check_ask(&ticket, ask)?;
+    let takes = Takes { is_for_peer: true, ..takes };
+    match (&mut ticket, ask) {
+        (Ticket::Share(share), PeerAsk::Resident) => {
+            let plan = engine.plan(&Ticket::Share(share.clone()), meter).await?;
+            let resident = engine.resident_columns(&plan);
+            if resident.is_empty() {
+                return Err(Error::new(ErrorKind::NotFound, format!("{}: nothing of it is resident", share.scan.url)));
+            }
+            share.scan.columns = Some(resident);
+        }
+        (_, PeerAsk::Warm) => {
+            let plan = engine.plan(&ticket, meter).await?;
+            let encoder = Encoder::new(plan.answer_schema(), None)?;
+            let mut parts = Box::pin(engine.answer(plan, Arc::clone(meter), takes));
+            while parts.next().await.transpose()?.is_some() {}
+            return Ok(futures::stream::iter([Ok(encoder.schema().into_message(b"", None))]).boxed());
+        }
+        _ => {}
+    }
+    open(engine, &ticket, takes, meter).await
+}
+
 /// Plans a ticket's scan and opens its stream. The meter goes on counting while the stream is read.
 async fn open(
     engine: &Arc<Engine>,
-    ticket: &[u8],
+    ticket: &Ticket,
     takes: Takes,
     meter: &Arc<ScanMeter>,
 ) -> Result<BoxStream<'static, Result<Message>>> {
     let started_at = Instant::now();
-    let plan = engine.plan(&Ticket::parse(ticket)?, meter).await?;
+    let plan = engine.plan(ticket, meter).await?;
     // Before there is an ending: each failure is counted by the ending or by the caller.
     let compression = plan.request.compression;
     let encoder = Encoder::prepared(&plan.opening(|| Prepared::new(plan.answer_schema(), compression))?);

@@ -75,13 +75,13 @@ impl FlightcacheService {
             ordered: true,
             ..FlightInfo::default()
         };
-        for (ticket, slot) in plan.shares(map.epoch(), SHARE_BYTES, MAX_SHARES)? {
-            let owner = Some(map.owner(slot)).filter(|_| !is_here);
-            let location = owner.and_then(|owner| owner.uri.as_ref()).map(|uri| Location { uri: uri.clone() });
+        for (ticket, slot) in plan.shares(&map, SHARE_BYTES, MAX_SHARES)? {
+            let owners = map.owners(slot).filter(|_| !is_here);
+            let locations = owners.filter_map(|owner| owner.uri.as_ref()).map(|uri| Location { uri: uri.clone() });
             let metadata = serde_json::json!({"slot": slot, "epoch": map.epoch()});
             info.endpoint.push(FlightEndpoint {
                 ticket: Some(FlightTicket { ticket: ticket.encode().into() }),
-                location: location.into_iter().collect(),
+                location: locations.collect(),
                 expiration_time: None,
                 app_metadata: metadata.to_string().into(),
             });

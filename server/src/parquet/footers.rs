@@ -1,15 +1,17 @@
 //! Footers by URL: a byte-bounded cache of its own, revalidated as the source's freshness asks, read once whoever asks.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use flightcache_proto::action::{MAX_RENEWED, RenewedObject};
 use flightcache_proto::{Error, Result, Version};
 use futures::FutureExt as _;
 use futures::future::{Shared, WeakShared};
 use lru::LruCache;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -36,6 +38,8 @@ pub struct Footers {
     capacity_bytes: usize,
     whole_capacity_bytes: usize,
     limits: FetchLimits,
+    /// Told of objects that turned out overwritten; what it has no room for is not told.
+    renewed: mpsc::Sender<RenewedObject>,
 }
 
 struct State {
@@ -81,8 +85,10 @@ struct Resident {
 }
 
 impl Footers {
-    /// A cache of at most `capacity_bytes`, a quarter of it for small objects that came whole.
-    pub fn new(capacity_bytes: usize, limits: FetchLimits) -> Arc<Self> {
+    /// A cache of at most `capacity_bytes`, a quarter of it for small objects that came whole; and who tells of objects that turned
+    /// out overwritten.
+    pub fn new(capacity_bytes: usize, limits: FetchLimits) -> (Arc<Self>, mpsc::Receiver<RenewedObject>) {
+        let (renewed, told) = mpsc::channel(MAX_RENEWED);
         let hints = LruCache::new(std::num::NonZeroUsize::new(4_096).unwrap_or(std::num::NonZeroUsize::MIN));
         let state = State {
             resident: LruCache::unbounded(),
@@ -95,7 +101,7 @@ impl Footers {
         };
         let whole_capacity_bytes = capacity_bytes / 4;
         let capacity_bytes = capacity_bytes - whole_capacity_bytes;
-        Arc::new(Self { state: Mutex::new(state), capacity_bytes, whole_capacity_bytes, limits })
+        (Arc::new(Self { state: Mutex::new(state), capacity_bytes, whole_capacity_bytes, limits, renewed }), told)
     }
 
     /// The footer of a version that the source's freshness lets us serve.
@@ -201,6 +207,9 @@ impl Footers {
                 return Err(Error::internal(format!("{}: not modified, though nothing was known", object.url())));
             }
         };
+        if known.is_some_and(|known| known.version() != footer.version()) {
+            self.tell(object.url(), footer.version());
+        }
         let mut state = self.lock();
         let mut tail_bytes = hint.map_or(DEFAULT_HINT_BYTES, |hint| hint.tail_bytes);
         // What was read is the least that can be said of metadata that was covered at once.
@@ -237,6 +246,11 @@ impl Footers {
         Ok(footer)
     }
 
+    /// Whether the bytes of an object came whole with this footer, and are there.
+    pub fn has_whole(&self, footer: &Footer) -> bool {
+        self.lock().whole.peek(footer.object.url()).is_some_and(|whole| footer.version() == Some(&whole.version))
+    }
+
     /// The bytes of an object that came whole with this footer, for whoever first asks for a row group's data.
     pub fn take_whole(&self, footer: &Footer) -> Option<Bytes> {
         let mut state = self.lock();
@@ -249,9 +263,31 @@ impl Footers {
         bytes
     }
 
-    /// Forgets one object, so that its next use asks the store. Used when a read found it overwritten.
+    /// Forgets one object, so that its next use asks the store.
     pub fn forget(&self, url: &str) {
         self.forget_if(|candidate| candidate == url);
+    }
+
+    /// The same for one that a read found overwritten, or gone.
+    pub fn forget_changed(&self, url: &str) {
+        self.forget(url);
+        self.tell(url, None);
+    }
+
+    /// Forgets objects of which somebody saw another version than is known here. Returns how many there were.
+    pub fn forget_renewed(&self, objects: &[RenewedObject]) -> u64 {
+        let is_other = |object: &&RenewedObject| {
+            let state = self.lock();
+            let known = state.resident.peek(&*object.url).and_then(|known| known.footer.version());
+            known.is_some_and(|known| object.version.as_ref() != Some(&known.to_string()))
+        };
+        let others: HashSet<&str> = objects.iter().filter(is_other).map(|object| object.url.as_str()).collect();
+        if others.is_empty() { 0 } else { self.forget_if(|url| others.contains(url)) }
+    }
+
+    fn tell(&self, url: &str, version: Option<&Version>) {
+        // Others find out by themselves, if later.
+        let _ = self.renewed.try_send(RenewedObject { url: url.to_owned(), version: version.map(ToString::to_string) });
     }
 
     /// Forgets every object whose URL matches, and whatever reads under way bring. Returns how many were resident.

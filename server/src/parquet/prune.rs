@@ -53,8 +53,11 @@ pub async fn prune_row_groups(
         .literal_columns()
         .into_iter()
         .filter_map(|name| {
-            let leaves = footer.leaves(footer.schema.index_of(&name).ok()?);
-            (leaves.len() == 1).then_some((name, leaves.start))
+            let index = footer.schema.index_of(&name).ok()?;
+            let leaves = footer.leaves(index);
+            // Zeros of both signs are equal, as some functions have it, and NaN of any bits; filters know bits.
+            let is_exact = !footer.schema.field(index).data_type().is_floating();
+            (leaves.len() == 1 && is_exact).then_some((name, leaves.start))
         })
         .collect();
     if !columns.is_empty() {

@@ -1,11 +1,12 @@
 //! Getting column chunks: from the cache, from a load under way, or from the store.
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use flightcache_proto::{Error, ErrorKind, ObjectId, Populate, Result};
+use flightcache_proto::{Error, ErrorKind, ObjectId, Part, Populate, Result, Slot};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
@@ -37,6 +38,8 @@ pub(crate) struct RowGroupRef {
     pub(crate) populate: Populate,
     pub(crate) meter: Arc<ScanMeter>,
     pub(crate) record: Option<Arc<RowGroupRecord>>,
+    /// It is read for another server of the cluster.
+    pub(crate) is_for_peer: bool,
 }
 
 /// What a request reads chunks for.
@@ -100,6 +103,10 @@ impl Origin {
 }
 
 impl RowGroupRef {
+    pub(crate) fn slot(&self) -> Slot {
+        Slot::of(self.footer.object.url(), Part::RowGroup(self.row_group))
+    }
+
     /// Bytes that are read for these columns, the gaps between them included.
     pub(crate) fn fetched_bytes(&self, columns: &[usize]) -> u64 {
         read_bytes(&self.ranges(columns))
@@ -401,10 +408,19 @@ impl Engine {
         };
         // The receiver is gone when the scan is: then nobody needs to be told.
         let _ = reserved.send(());
-        let fetched =
-            Arc::new(Fetched { reads: self.reads(group, &read_columns), _reservation: reservation.split(fetched_bytes) });
+        let mut pulled = match (self.residency, &group.footer.id) {
+            (Residency::Arrow, Some(_)) => self.pulled(group, &read_columns, reservation.split(0)).await,
+            _ => HashMap::new(),
+        };
+        let of_store: Vec<usize> = read_columns.into_iter().filter(|column| !pulled.contains_key(column)).collect();
+        let fetched = Arc::new(Fetched { reads: self.reads(group, &of_store), _reservation: reservation.split(fetched_bytes) });
         let mut decoding = JoinSet::new();
         for (at, (column, origin)) in origins.into_iter().enumerate() {
+            if let Some(chunk) = pulled.remove(&column) {
+                drop(reservation.split(group.decoded_bytes(column)));
+                decoding.spawn(std::future::ready((at, Ok(chunk))));
+                continue;
+            }
             let kept = matches!(origin, Origin::Kept(_)).then(|| reservation.split(group.kept_bytes(column)));
             let fetched = origin.is_read().then(|| Arc::clone(&fetched));
             let share = reservation.split(group.decoded_bytes(column));
@@ -573,7 +589,7 @@ impl Engine {
     async fn fetched(&self, group: &RowGroupRef, reads: &Reads, columns: &[usize]) -> Result<Segments> {
         let fetched = reads.covering(&group.ranges(columns)).await;
         if fetched.as_ref().is_err_and(|error| matches!(error.kind, ErrorKind::Changed | ErrorKind::NotFound)) {
-            self.footers.forget(group.footer.object.url());
+            self.footers.forget_changed(group.footer.object.url());
         }
         fetched
     }
@@ -633,6 +649,6 @@ struct Fetched {
 pub(crate) type Held = Box<dyn Any + Send + Sync>;
 
 /// Keys, list links and array headers, roughly.
-const CHUNK_OVERHEAD_BYTES: u64 = 512;
+pub(super) const CHUNK_OVERHEAD_BYTES: u64 = 512;
 
 type Decoded = (usize, Result<(Chunk, u64, Reservation), LoadError>);

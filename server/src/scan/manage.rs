@@ -13,6 +13,7 @@ use super::load::{LoadError, Purpose, RowGroupRef};
 use super::resident::{ChunkKey, Form};
 use super::{Engine, file_column};
 use crate::admin::ScanMeter;
+use crate::cluster::scaling::{self, Counts};
 use crate::object::Target;
 use crate::parquet::Footer;
 use crate::record::RequestRecord;
@@ -85,7 +86,7 @@ impl Engine {
             let columns = plan.read_columns();
             let loads: Vec<_> = plan.objects.iter().flat_map(|object| object.row_groups.iter().map(move |&group| (object, group))).map(|(object, group)| {
                 let files: Vec<usize> = columns.iter().filter_map(|&column| file_column(&object.columns[column])).collect();
-                let row_group = RowGroupRef { footer: Arc::clone(&object.footer), row_group: group, request: id, populate: plan.request.populate, meter: Arc::clone(&meter), record: record.as_ref().map(RequestRecord::row_group) };
+                let row_group = RowGroupRef { footer: Arc::clone(&object.footer), row_group: group, request: id, populate: plan.request.populate, meter: Arc::clone(&meter), record: record.as_ref().map(RequestRecord::row_group), is_for_peer: false };
                 (row_group, files)
             }).collect();
             let mut progress = WarmProgress { row_groups_total: loads.len() as u64, ..WarmProgress::default() };
@@ -93,6 +94,9 @@ impl Engine {
             let mut loads = futures::stream::iter(loads).map(|(group, files)| {
                 let engine = Arc::clone(&engine);
                 let load = async move {
+                    if engine.warm_at_owner(&group, &files).await {
+                        return Ok(());
+                    }
                     // In the form in which they are to rest: decoded, they may not even fit.
                     let loaded = if engine.residency == Residency::Parquet && group.footer.id.is_some() {
                         engine.encoded_chunks(&group, &files, oneshot::channel().0).await.map(drop)
@@ -164,10 +168,26 @@ impl Engine {
             chunks_joined: cache.joined,
             chunks_decoded: cache.derived,
             evictions: cache.evictions,
+            chunks_pulled: self.metrics.peer_chunks.get(),
+            pulled_bytes: self.metrics.peer_bytes.get(),
             store_requests: self.metrics.store_requests.get(),
             store_bytes: self.metrics.store_bytes.get(),
             served_bytes: self.metrics.served_bytes.get(),
             scans: self.metrics.scan_seconds.get_sample_count() + u64::try_from(self.metrics.active_scans.get()).unwrap_or(0),
+        }
+    }
+
+    /// What the number of nodes is recommended by.
+    pub(crate) fn counts(&self) -> Counts {
+        let budget = self.chunks.budget();
+        Counts {
+            hit_bytes: self.metrics.hit_bytes.get(),
+            miss_bytes: self.metrics.miss_bytes.get().saturating_sub(self.metrics.peer_bytes.get()),
+            evictions: self.chunks.stats().evictions,
+            sent_bytes: self.metrics.served_bytes.get(),
+            cpu: scaling::cpu_time(),
+            resident_bytes: budget.usage().resident,
+            capacity_bytes: budget.capacity(),
         }
     }
 
@@ -186,6 +206,7 @@ impl Engine {
         for (gauge, value) in gauges {
             gauge.set(value as i64);
         }
+        self.cluster.publish_gauges(metrics);
         let counters = [
             (&metrics.chunk_hits, cache.hits),
             (&metrics.chunk_misses, cache.misses),

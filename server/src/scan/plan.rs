@@ -1,11 +1,14 @@
 //! Planning: which row groups of which object versions a scan reads, and the schema it answers with.
 
 use std::any::Any;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use datafusion::common::ScalarValue;
-use flightcache_proto::{Error, ErrorKind, ObjectShare, Part, Result, ScanRequest, Share, Slot, Ticket, Version, aggregation};
+use flightcache_proto::{
+    Error, ErrorKind, ObjectShare, Part, Result, ScanRequest, Share, Slot, SlotMap, Ticket, Version, aggregation,
+};
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3Default;
@@ -21,6 +24,10 @@ use crate::parquet::{Footer, fixed_bytes, prune_row_groups};
 const FOOTERS_AT_A_TIME: usize = 32;
 /// Objects one share may name: tickets stay small.
 const MAX_SHARE_OBJECTS: usize = 4_096;
+/// Bytes of all shares of a scan together, where owners would cut it into many: clients take messages of 4 MiB.
+const MAX_SHARES_BYTES: usize = 2 << 20;
+/// Bytes of a share, beside what was asked.
+const SHARE_BYTES: usize = 400;
 /// Bytes a NULL may take that stands for a column an object lacks: it is repeated for each row.
 const MAX_CONSTANT_BYTES: u64 = 4 << 10;
 /// Times a scan is planned anew because an object turned out overwritten or gone meanwhile.
@@ -51,6 +58,8 @@ pub struct ScanPlan {
     /// What is answered instead of rows.
     pub(crate) aggregate: Option<Arc<Aggregate>>,
     pub(crate) objects: Vec<ObjectPlan>,
+    /// A fingerprint of the objects and their versions; zero where some have none.
+    pub(crate) versions: u64,
     /// What `now()` means in its filter, in microseconds since 1970.
     asked_at_us: i64,
     /// The table's schema was given by a ticket or merged from several objects.
@@ -140,17 +149,21 @@ impl ScanPlan {
         columns
     }
 
-    /// Cuts the scan into shares of up to `target_bytes` decoded, at most `max_shares`, in order. Scans with a limit or row
-    /// numbers stay whole: only one reader can know when to stop, or keep the order.
-    pub fn shares(&self, epoch: u64, target_bytes: u64, max_shares: u64) -> Result<Vec<(Ticket, Slot)>> {
+    /// Cuts the scan into shares of up to `target_bytes` decoded, at most `max_shares`, in order; and where other owners' row groups
+    /// begin, unless that would make very many. Scans with a limit or row numbers stay whole: only one reader can know when to
+    /// stop, or keep the order.
+    pub fn shares(&self, map: &SlotMap, target_bytes: u64, max_shares: u64) -> Result<Vec<(Ticket, Slot)>> {
         let target = target_bytes.max(self.estimated_bytes() / max_shares.max(1) + 1);
         let is_whole = self.request.limit.is_some() || self.request.rows.is_some();
         let schema = if self.spans_objects { Some(super::ipc_schema(&self.table)?) } else { None };
+        // Each repeats what was asked.
+        let share_bytes = SHARE_BYTES + self.request.to_protobuf().len() + schema.as_ref().map_or(0, Vec::len);
+        let is_cut_by_owner = map.ranges().len() > 1 && self.row_groups().count() <= MAX_SHARES_BYTES / share_bytes;
         let new_share = |slot: Slot| {
             let share = Share {
                 scan: self.request.clone(),
                 objects: Vec::new(),
-                epoch,
+                epoch: map.epoch(),
                 schema: schema.clone(),
                 schema_hash: answer_hash(&self.request, &self.schema),
                 asked_at_us: self.asked_at_us,
@@ -163,9 +176,13 @@ impl ScanPlan {
             let url = object.footer.object.url();
             let mut is_new = true;
             for &group in &object.row_groups {
-                let is_full = |share: &Share| !is_whole && (filled >= target || share.objects.len() >= MAX_SHARE_OBJECTS);
-                if shares.last().is_none_or(|(share, _)| is_full(share)) {
-                    shares.push(new_share(Slot::of(url, Part::RowGroup(group))));
+                let slot = Slot::of(url, Part::RowGroup(group));
+                let is_full = |(share, of): &(Share, Slot)| {
+                    let is_anothers = || is_cut_by_owner && map.owner_indexes(*of) != map.owner_indexes(slot);
+                    !is_whole && (filled >= target || share.objects.len() >= MAX_SHARE_OBJECTS || is_anothers())
+                };
+                if shares.last().is_none_or(is_full) {
+                    shares.push(new_share(slot));
                     filled = 0;
                     is_new = true;
                 }
@@ -220,6 +237,17 @@ fn schema_hash(schema: &Schema) -> u64 {
     hasher.digest()
 }
 
+/// A fingerprint of objects and their versions; zero where some have none.
+pub(crate) fn versions(objects: &[ObjectPlan]) -> u64 {
+    let mut hasher = Xxh3Default::new();
+    for object in objects {
+        let Some(version) = object.footer.version() else { return 0 };
+        hasher.update(format!("{} {version};", object.footer.object.url()).as_bytes());
+    }
+    // Zero says something else.
+    hasher.digest().max(1)
+}
+
 impl ObjectPlan {
     fn share(&self, row_groups: Vec<u32>) -> ObjectShare {
         ObjectShare {
@@ -252,6 +280,7 @@ impl Engine {
             replans += 1;
         };
         self.count_pruned(plan.objects.iter().map(|object| object.pruned).sum(), meter);
+        meter.versions.store(plan.versions, Ordering::Relaxed);
         self.metrics.plan_seconds.observe(started.elapsed().as_secs_f64());
         Ok(plan)
     }
@@ -328,6 +357,7 @@ impl Engine {
             predicate,
             aggregate,
             objects: Vec::new(),
+            versions: 0,
             asked_at_us,
             spans_objects,
             opening: OnceLock::new(),
@@ -338,6 +368,7 @@ impl Engine {
             async move { self.plan_object(plan, footer, candidate.share.as_ref(), meter).await }
         });
         plan.objects = planned.buffered(FOOTERS_AT_A_TIME).try_collect().await?;
+        plan.versions = versions(&plan.objects);
         plan.stop_at_limit();
         Ok(plan)
     }
@@ -380,7 +411,7 @@ impl Engine {
                 prune_row_groups(&footer, row_groups, predicate.announced(), &plan.table, &constants, &self.blooms, meter).await;
             row_groups = left.inspect_err(|error| {
                 if error.kind == ErrorKind::Changed {
-                    self.footers.forget(footer.object.url());
+                    self.footers.forget_changed(footer.object.url());
                 }
             })?;
             pruned = (before - row_groups.len()) as u64;

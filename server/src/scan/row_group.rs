@@ -10,7 +10,7 @@ use arrow::array::{Array, ArrayRef, AsArray as _, BooleanArray, RecordBatch, Rec
 use arrow::compute::{FilterBuilder, cast, take};
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use datafusion::common::ScalarValue;
-use flightcache_proto::{Error, Result};
+use flightcache_proto::{Error, ErrorKind, Result};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -20,6 +20,7 @@ use super::parquet_rows::ParquetRows;
 use super::plan::{ColumnSource, ScanPlan};
 use super::predicate::Predicate;
 use super::resident::PinnedChunk;
+use super::stream::Takes;
 use crate::admin::add_time;
 use crate::parquet::{Bands, SLICE_ROWS, decode_bands, decoder_panic};
 
@@ -367,7 +368,7 @@ impl ResidentRows {
 
     /// The next batch of matching rows, in the announced types; if the reader `takes_dictionaries`, whole batches with those that
     /// their columns rest in.
-    pub(crate) fn next_batch(&mut self, plan: &ScanPlan, takes_dictionaries: bool) -> Option<Result<RecordBatch>> {
+    pub(crate) fn next_batch(&mut self, plan: &ScanPlan, takes: Takes) -> Option<Result<RecordBatch>> {
         while self.at < self.rows {
             let start = self.at;
             let mut len = self.window.min(self.rows - start);
@@ -388,9 +389,19 @@ impl ResidentRows {
             if mask.as_ref().is_some_and(|mask| mask.true_count() == 0) {
                 continue;
             }
-            let arrays = plan.output.iter().map(|column| self.columns[column].slice(start, len)).collect::<Result<_>>();
-            // Of few rows, a dictionary may be longer than what they show of it.
-            let stays = |array: &ArrayRef| takes_dictionaries && self.mask.is_none() && is_small_dictionary(array);
+            let arrays = plan.output.iter().map(|column| self.columns[column].slice(start, len)).collect::<Result<Vec<_>>>();
+            // Of few rows, a dictionary may be longer than what they show of it. To another server, chunks go as they rest, or not at all.
+            let fits = |array: &ArrayRef| if takes.is_for_peer { fits_message(array) } else { is_small_dictionary(array) };
+            let stays = |array: &ArrayRef| takes.dictionaries && self.mask.is_none() && fits(array);
+            let as_they_rest = |arrays: &Vec<ArrayRef>| {
+                let is_unfolded = |array: &ArrayRef| array.as_any_dictionary_opt().is_some() && !stays(array);
+                if takes.is_for_peer && arrays.iter().any(is_unfolded) {
+                    let message = format!("{}: a dictionary is too large to be sent as it rests", plan.request.url);
+                    return Err(Error::new(ErrorKind::Unsupported, message));
+                }
+                Ok(())
+            };
+            let arrays = arrays.and_then(|arrays| as_they_rest(&arrays).map(|()| arrays));
             return Some(arrays.and_then(|arrays| assemble(plan, arrays, len, mask.as_ref(), stays)));
         }
         None
@@ -439,11 +450,16 @@ fn schema_of(plan: &ScanPlan, arrays: &[ArrayRef]) -> SchemaRef {
     Arc::new(Schema::new_with_metadata(fields.collect::<Fields>(), announced.metadata().clone()))
 }
 
-/// Whether an array is a dictionary whose values fit a message with room to spare, and are fewer than its rows.
+/// Whether an array is a dictionary whose values fit a message with room to spare.
+fn fits_message(array: &ArrayRef) -> bool {
+    array
+        .as_any_dictionary_opt()
+        .is_some_and(|dictionary| dictionary.values().get_buffer_memory_size() <= MAX_SENT_DICTIONARY_BYTES)
+}
+
+/// Whether, besides, they are fewer than its rows.
 fn is_small_dictionary(array: &ArrayRef) -> bool {
-    let Some(dictionary) = array.as_any_dictionary_opt() else { return false };
-    let values = dictionary.values();
-    values.len() < array.len() && values.get_buffer_memory_size() <= MAX_SENT_DICTIONARY_BYTES
+    array.as_any_dictionary_opt().is_some_and(|dictionary| dictionary.values().len() < array.len()) && fits_message(array)
 }
 
 /// An array in another type. Views of a dictionary's values are made once and then picked, where there are fewer than rows.

@@ -205,6 +205,7 @@ impl Engine {
                 populate: planned.plan.request.populate,
                 meter: Arc::clone(meter),
                 record: None,
+                is_for_peer: false,
             };
             Arc::clone(self).pick(Arc::clone(&picking), row_group, UInt32Array::from(group.offsets))
         });

@@ -162,6 +162,7 @@ impl Engine {
                 populate: plan.request.populate,
                 meter: Arc::clone(meter),
                 record: record.map(RequestRecord::row_group),
+                is_for_peer: false,
             };
             let answered = answered.get(&group).copied().unwrap_or(0);
             let offsets = UInt32Array::from_iter_values(offsets.keys().copied());

@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::Engine;
 use super::load::RowGroupRef;
 use super::parquet_rows::ParquetRows;
-use super::plan::{ObjectPlan, ScanPlan};
+use super::plan::{ObjectPlan, ScanPlan, versions};
 use super::row_group::{Loaded, Turn, Turns};
 use crate::admin::{ScanMeter, add_time};
 use crate::parquet::Footer;
@@ -47,6 +47,8 @@ pub struct Takes {
     pub parquet: bool,
     /// Strings as the dictionaries they rest in.
     pub dictionaries: bool,
+    /// It is another server of the cluster.
+    pub is_for_peer: bool,
 }
 
 /// What an answer consists of.
@@ -155,6 +157,7 @@ impl Driver {
                 populate: self.plan.request.populate,
                 meter: Arc::clone(&self.meter),
                 record: record.clone(),
+                is_for_peer: self.takes.is_for_peer,
             };
             let turns = Turns { filter: Turn::after(&mut self.filter_turn), answer: Turn::after(&mut self.answer_turn) };
             let (plan, columns) = (Arc::clone(&self.plan), Arc::clone(&part.columns));
@@ -180,6 +183,7 @@ impl Driver {
             self.queue.push_front((object, group));
         }
         self.objects[object] = renewed;
+        self.meter.versions.store(versions(&self.objects), Ordering::Relaxed);
         Ok(())
     }
 }
@@ -257,7 +261,7 @@ impl Engine {
                     let started = Instant::now();
                     let batch = match &mut batches {
                         Loaded::NoMatch | Loaded::Parquet(_) => None,
-                        Loaded::Resident(rows) => rows.next_batch(&plan, takes.dictionaries),
+                        Loaded::Resident(rows) => rows.next_batch(&plan, takes),
                         Loaded::Banded(bands) => bands.next_batch().await,
                     };
                     let Some(batch) = batch else { break };

@@ -7,7 +7,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::compute::BatchCoalescer;
+use arrow::error::ArrowError;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TransformedResult as _, TreeNode as _, TreeNodeRecursion};
 use datafusion::common::utils::memory::get_record_batch_memory_size;
@@ -22,7 +24,9 @@ use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::windows::WindowAggExec;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
-use futures::StreamExt as _;
+use futures::{Stream as _, StreamExt as _};
+
+use crate::cache::compact;
 
 /// Batches as rows of their own.
 #[derive(Debug)]
@@ -78,10 +82,12 @@ impl ExecutionPlan for KeptExec {
         let mut input = self.input.execute(partition, Arc::clone(&context))?;
         let reservation =
             self.reserves.then(|| MemoryConsumer::new(format!("KeptExec[{partition}]")).register(context.memory_pool()));
+        let reservation = Arc::new(reservation);
+        let held = Arc::clone(&reservation);
         let rows = context.session_config().batch_size();
         let mut coalescer = BatchCoalescer::new(Arc::clone(&schema), rows);
         let batches = async_stream::try_stream! {
-            let reserve = |batch: &_| reservation.as_ref().map_or(Ok(()), |kept| kept.try_grow(get_record_batch_memory_size(batch)));
+            let reserve = |batch: &_| (*reservation).as_ref().map_or(Ok(()), |kept| kept.try_grow(get_record_batch_memory_size(batch)));
             while let Some(batch) = input.next().await {
                 coalescer.push_batch(batch?)?;
                 while let Some(batch) = coalescer.next_completed_batch() {
@@ -95,8 +101,21 @@ impl ExecutionPlan for KeptExec {
                 yield batch;
             }
         };
+        // What was let through is held as long as the operator that took it may hold it: until it drops its input.
+        let mut batches = Box::pin(batches);
+        let batches = futures::stream::poll_fn(move |cx| {
+            let _held = &held;
+            batches.as_mut().poll_next(cx)
+        });
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, batches)))
     }
+}
+
+/// A batch that holds little more than its own rows, however long the buffers are that it shows a part of.
+pub(super) fn own(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let columns = batch.columns().iter().cloned().map(compact).collect();
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    RecordBatch::try_new_with_options(batch.schema(), columns, &options)
 }
 
 /// Puts [`KeptExec`]s where they are needed.
@@ -134,5 +153,30 @@ impl PhysicalOptimizerRule for AccountForKept {
 
     fn schema_check(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, Int64Array, StringArray, StringViewArray};
+
+    use super::*;
+
+    #[test]
+    fn a_slice_that_is_owned_holds_little() {
+        let rows = 100_000;
+        let words = || (0..rows).map(|row| Some(format!("a word too long to be inlined: {row}")));
+        let columns: [(&str, ArrayRef); 3] = [
+            ("id", Arc::new((0..rows).collect::<Int64Array>())),
+            ("word", Arc::new(words().collect::<StringArray>())),
+            ("view", Arc::new(words().collect::<StringViewArray>())),
+        ];
+        let all = RecordBatch::try_from_iter(columns).unwrap();
+        assert_eq!(get_record_batch_memory_size(&own(&all).unwrap()), get_record_batch_memory_size(&all), "is not copied");
+        let slice = all.slice(50_000, 1_000);
+        let owned = own(&slice).unwrap();
+        assert_eq!(owned, slice);
+        assert!(get_record_batch_memory_size(&owned) < 500_000, "{}", get_record_batch_memory_size(&owned));
+        assert!(get_record_batch_memory_size(&slice) > 5_000_000);
     }
 }

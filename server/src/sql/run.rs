@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::error::from_datafusion;
 use super::handle::Handle;
+use super::kept::own;
 use super::session::{Planned, Sql, gave_up};
 use super::statement::Statement;
 use crate::admin::ScanMeter;
@@ -73,12 +74,23 @@ impl Sql {
                 return run.begin(&Arc::new(Schema::empty()));
             }
         };
+        let Ok(Ok(_permit)) = tokio::time::timeout(self.wait, self.statements.acquire()).await else {
+            let message =
+                format!("{} statements run already, and none ended within {:?}: try again later", self.at_a_time, self.wait);
+            return Err(Error::new(ErrorKind::ResourceExhausted, message));
+        };
         let mut restarts = 0;
         loop {
-            let planned = self.plan(handle, (*statement).clone(), &run.meter).await?;
-            match run.stream(&planned).await {
+            let ended = match self.plan(handle, (*statement).clone(), &run.meter).await {
+                Ok(planned) => run.stream(&planned).await.inspect_err(|error| {
+                    if error.kind == ErrorKind::Changed {
+                        planned.names.forget();
+                    }
+                }),
+                Err(error) => Err(error),
+            };
+            match ended {
                 Err(error) if error.kind == ErrorKind::Changed => {
-                    planned.names.forget();
                     if run.has_sent || restarts == MAX_RESTARTS {
                         return Err(error);
                     }
@@ -132,7 +144,9 @@ impl Run {
             // Some operators make one of all they have.
             for start in (0..batch.num_rows()).step_by(SLICE_ROWS) {
                 let slice = batch.slice(start, SLICE_ROWS.min(batch.num_rows() - start));
-                if self.sender.send(slice).await.is_err() {
+                // A reader may be slow: what waits for it must not keep chunks that the cache has evicted.
+                let rows = own(&slice).map_err(|e| Error::internal(format!("the answer cannot be copied: {e}")))?;
+                if self.sender.send(rows).await.is_err() {
                     return Err(Error::new(ErrorKind::Cancelled, "the caller went away"));
                 }
             }

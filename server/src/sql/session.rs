@@ -1,6 +1,7 @@
 //! Statements, planned: each in a session of its own, of the server's settings.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::DataFusionError;
@@ -19,6 +20,7 @@ use datafusion::sql::parser::Statement as Parsed;
 use flightcache_proto::{Error, ErrorKind, Result};
 use object_store::memory::InMemory;
 use tokio::runtime::Handle as IoHandle;
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::catalog::{Catalogs, Names};
@@ -50,6 +52,11 @@ pub struct Sql {
     io: IoHandle,
     pub(super) runtime: SqlRuntime,
     pub(super) running: Arc<Running>,
+    /// A permit for each statement that may run; the others wait.
+    pub(super) statements: Semaphore,
+    pub(super) at_a_time: usize,
+    /// How long.
+    pub(super) wait: Duration,
 }
 
 /// A statement that was looked at, and not run.
@@ -102,7 +109,18 @@ impl Sql {
             .build();
         base.register_function_rewrite(Arc::new(BoundGrowth)).map_err(|e| Error::internal(e.strip_backtrace()))?;
         let tables = Arc::new(Tables::new(settings.tables.clone()));
-        Ok(Arc::new(Self { engine, tables, base, runtime_env, io, runtime: SqlRuntime::new()?, running: Arc::default() }))
+        Ok(Arc::new(Self {
+            engine,
+            tables,
+            base,
+            runtime_env,
+            io,
+            runtime: SqlRuntime::new()?,
+            running: Arc::default(),
+            statements: Semaphore::new(settings.sql_statements),
+            at_a_time: settings.sql_statements,
+            wait: settings.memory_wait,
+        }))
     }
 
     /// The engine it reads from.

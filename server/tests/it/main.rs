@@ -2,12 +2,14 @@
 //! count, stall, fail, and change under the reader's feet.
 
 mod aggregates;
+mod cluster;
 mod dictionaries;
 mod exchange;
 mod faults;
 mod hostile;
 mod memory;
 mod parquet_rows;
+mod peers;
 mod plans;
 mod pushdown;
 mod record;
@@ -15,6 +17,7 @@ mod requests;
 mod reroute;
 mod residency;
 mod sql;
+mod sql_bounds;
 mod store;
 mod support;
 mod tables;

@@ -99,7 +99,8 @@ async fn a_stalled_reader_holds_little_and_lets_go() {
             break;
         }
     }
-    assert!(before < 40 << 20, "{before} of 64 MB were read for a reader that stalls");
+    // What the server may hold, a stream's window of 16 MiB, and what the kernel and the reader's channel buffer.
+    assert!(before < 52 << 20, "{before} of 64 MB were read for a reader that stalls");
     drop(stream);
     cache.settled().await;
     cache.stop().await;

@@ -24,7 +24,6 @@ use datafusion::datasource::MemTable;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use flightcache_proto::{ErrorKind, error::ERROR_KIND_METADATA};
 use flightcache_server::Settings;
-use flightcache_server::object::Freshness;
 use futures::TryStreamExt as _;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -33,19 +32,19 @@ use prost::Message as _;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::store::TestStore;
-use crate::support::{Cache, file, settings, until};
+use crate::support::{Cache, settings, until};
 
 type Sql = FlightSqlServiceClient<Channel>;
 
 const ROWS: i64 = 40_000;
 
 /// Trips in two objects, of several row groups each, with NULL, NaN and dates; zones in a third.
-struct Lake {
-    cache: Cache,
+pub(crate) struct Lake {
+    pub(crate) cache: Cache,
     directory: tempfile::TempDir,
 }
 
-fn trips(first: i64, rows: i64) -> Bytes {
+pub(crate) fn trips(first: i64, rows: i64) -> Bytes {
     let ids = first..first + rows;
     let fare = ids.clone().map(|id| match id % 97 {
         0 => None,
@@ -73,11 +72,11 @@ fn parquet_of(batch: &RecordBatch) -> Bytes {
 }
 
 impl Lake {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(Settings { tables: [("trips".to_owned(), "s3://lake/trips/".to_owned())].into(), ..settings() }).await
     }
 
-    async fn with(settings: Settings) -> Self {
+    pub(crate) async fn with(settings: Settings) -> Self {
         let cache = Cache::with(settings, TestStore::new()).await;
         let directory = tempfile::tempdir().unwrap();
         let names: StringArray = (0..50).map(|zone| (zone != 13).then(|| format!("zone {zone}"))).collect();
@@ -95,7 +94,7 @@ impl Lake {
         Self { cache, directory }
     }
 
-    fn client(&self) -> Sql {
+    pub(crate) fn client(&self) -> Sql {
         client(&self.cache)
     }
 
@@ -121,7 +120,7 @@ impl Lake {
         concat_batches(&schema, &batches).unwrap()
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.cache.stop().await;
     }
 }
@@ -142,7 +141,7 @@ async fn read(client: &mut Sql, info: FlightInfo) -> Result<Vec<RecordBatch>, Fl
     Ok(batches)
 }
 
-async fn ask(client: &mut Sql, sql: &str) -> Result<Vec<RecordBatch>, FlightError> {
+pub(crate) async fn ask(client: &mut Sql, sql: &str) -> Result<Vec<RecordBatch>, FlightError> {
     let info = client.execute(sql.to_owned(), None).await?;
     read(client, info).await
 }
@@ -160,7 +159,7 @@ fn kind(error: &FlightError) -> Option<String> {
     }
 }
 
-fn assert_kind(error: &FlightError, expected: ErrorKind, sql: &str) {
+pub(crate) fn assert_kind(error: &FlightError, expected: ErrorKind, sql: &str) {
     let kind = kind(error).unwrap_or_else(|| format!("{error:?}"));
     assert!(kind.contains(expected.as_str()), "{sql}: {error:?}");
 }
@@ -417,79 +416,6 @@ async fn a_handle_of_one_server_is_answered_by_another() {
     assert_eq!(batches[0].column(0).as_string::<i32>().value(0), "zone 7");
     assert_kind(&ask(&mut other, "SELECT * FROM here").await.unwrap_err(), ErrorKind::NotFound, "it knows no such table itself");
     two.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_leaves_stops_the_work_and_frees_its_memory() {
-    let lake = Lake::start().await;
-    lake.cache.store.put("wide.parquet", file(0, 400_000, 20_000, 8)).await;
-    let mut client = lake.client();
-    // Sorted whole before the first row goes, and too much for the buffers on the way.
-    let info = client.execute("SELECT * FROM 's3://lake/wide.parquet' ORDER BY c3".to_owned(), None).await.unwrap();
-    let mut stream = client.do_get(info.endpoint[0].ticket.clone().unwrap()).await.unwrap();
-    assert!(stream.try_next().await.unwrap().is_some());
-    let sql = lake.cache.server.sql();
-    assert!(sql.memory_used() > 1 << 20, "{} bytes", sql.memory_used());
-    assert_eq!(lake.cache.server.engine().metrics().active_statements.get(), 1);
-    drop(stream);
-    until("memory is free", || sql.memory_used() == 0).await;
-    until("the statement has ended", || lake.cache.server.engine().metrics().active_statements.get() == 0).await;
-    lake.cache.settled().await;
-    lake.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn memory_and_disk_are_bounded() {
-    let spill = tempfile::tempdir().unwrap();
-    let lake = Lake::with(Settings {
-        sql_memory: bytesize::ByteSize::mib(24),
-        sql_spill: bytesize::ByteSize::gib(1),
-        sql_spill_directory: Some(spill.path().to_owned()),
-        ..settings()
-    })
-    .await;
-    // One row group, of which every batch is a slice.
-    lake.cache.store.put("wide.parquet", file(0, 400_000, 400_000, 8)).await;
-    let none =
-        Lake::with(Settings { sql_memory: bytesize::ByteSize::mib(1), sql_spill: bytesize::ByteSize::b(0), ..settings() }).await;
-    none.cache.store.put("wide.parquet", file(0, 400_000, 20_000, 8)).await;
-    let sort = "SELECT * FROM 's3://lake/wide.parquet' ORDER BY c3";
-    let error = ask(&mut none.client(), sort).await.unwrap_err();
-    assert_kind(&error, ErrorKind::ResourceExhausted, sort);
-    until("memory is free", || none.cache.server.sql().memory_used() == 0).await;
-    let rows: usize = ask(&mut lake.client(), sort).await.unwrap().iter().map(RecordBatch::num_rows).sum();
-    assert_eq!(rows, 400_000, "what does not fit spills");
-    let window = "SELECT c1, sum(c2) OVER (), c3, c4, c5 FROM 's3://lake/wide.parquet'";
-    assert_kind(&ask(&mut none.client(), window).await.unwrap_err(), ErrorKind::ResourceExhausted, window);
-    until("memory is free", || lake.cache.server.sql().memory_used() == 0).await;
-    lake.stop().await;
-    none.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_overwritten_object_is_read_anew() {
-    // The cache believes what it knows, until a read shows that it is wrong.
-    let lake = Lake::with(Settings { freshness: Freshness::Immutable, ..settings() }).await;
-    let mut client = lake.client();
-    let sum = "SELECT sum(zone) AS s FROM 's3://lake/trips/a.parquet'";
-    ask(&mut client, "SELECT count(*) FROM 's3://lake/trips/a.parquet'").await.unwrap();
-    lake.cache.store.put("trips/a.parquet", trips(500_000, ROWS / 4)).await;
-    let expected: i64 = (500_000..500_000 + ROWS / 4).map(|id| id * 31 % 50).sum();
-    let batches = ask(&mut client, sum).await.unwrap();
-    assert_eq!(batches[0].column(0).as_primitive::<Int64Type>().value(0), expected);
-    lake.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_prefix_is_read_anew_as_well() {
-    let lake = Lake::with(Settings { freshness: Freshness::Immutable, ..settings() }).await;
-    let mut client = lake.client();
-    ask(&mut client, "SELECT count(*) FROM 's3://lake/trips/'").await.unwrap();
-    lake.cache.store.put("trips/b.parquet", trips(500_000, ROWS / 4)).await;
-    let expected: i64 = (0..ROWS / 2).chain(500_000..500_000 + ROWS / 4).map(|id| id * 31 % 50).sum();
-    let batches = ask(&mut client, "SELECT sum(zone) AS s FROM 's3://lake/trips/'").await.unwrap();
-    assert_eq!(batches[0].column(0).as_primitive::<Int64Type>().value(0), expected);
-    lake.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

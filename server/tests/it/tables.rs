@@ -249,6 +249,27 @@ async fn objects_of_one_table_may_lack_columns_and_order_them_otherwise() {
     cache.stop().await;
 }
 
+/// Without a declared schema `DataFusion`'s listing table has none for such files; with one it is told what they are to be cast to.
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_of_other_types_are_no_table_of_one() {
+    let cache = Cache::start().await;
+    let files = tempfile::tempdir().unwrap();
+    for (key, column) in [
+        ("1.parquet", Arc::new((0..3).collect::<arrow::array::Int32Array>()) as ArrayRef),
+        ("2.parquet", Arc::new((3..5).collect::<Int64Array>())),
+    ] {
+        let bytes = written(&RecordBatch::try_from_iter([("id", column)]).unwrap(), 2);
+        std::fs::write(files.path().join(key), &bytes).unwrap();
+        cache.store.put(&format!("d/{key}"), bytes).await;
+    }
+    let directory = format!("{}/", files.path().display());
+    let native = SessionContext::new().register_parquet("d", directory, ParquetReadOptions::default()).await;
+    assert!(native.is_err(), "natively refused as well");
+    let error = cache.client.table("s3://lake/d/").await.unwrap_err().to_string();
+    assert!(error.contains("\"id\" is Int64") && error.contains("Int32"), "{error}");
+    cache.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_may_be_first_is_read_first() {
     let doors = Doors::open().await;

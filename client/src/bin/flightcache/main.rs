@@ -64,6 +64,9 @@ enum Command {
     },
     /// Show the server's figures.
     Stats {
+        /// Those of every server of the cluster.
+        #[arg(long)]
+        cluster: bool,
         #[arg(long)]
         json: bool,
     },
@@ -80,6 +83,18 @@ enum Command {
     },
     /// Show which node owns which hash slots.
     Slots {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the nodes of the cluster.
+    Nodes {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have a node own no slots any more, so that it can be stopped. It stays reachable until then.
+    Drain {
+        /// Its id, or the beginning of it.
+        node: String,
         #[arg(long)]
         json: bool,
     },
@@ -129,7 +144,11 @@ async fn run(cli: Cli) -> Result<()> {
             let objects = client.info(&url).await?;
             if json { print_json(&objects) } else { show::info(&objects) }
         }
-        Command::Stats { json } => {
+        Command::Stats { cluster: true, json } => {
+            let stats = client.cluster_stats().await?;
+            if json { print_json(&show::by_node(&stats)) } else { show::cluster_stats(&stats) }
+        }
+        Command::Stats { cluster: false, json } => {
             let stats = client.stats().await?;
             if json { print_json(&stats) } else { show::stats(&stats) }
         }
@@ -149,6 +168,14 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Slots { json } => {
             let map = client.slot_map().await?;
             if json { print_json(&*map) } else { show::slots(&map) }
+        }
+        Command::Nodes { json } => {
+            let map = client.slot_map().await?;
+            if json { print_json(&show::owning(&map)) } else { show::nodes(&map) }
+        }
+        Command::Drain { node, json } => {
+            let node = client.drain(&node).await?;
+            if json { print_json(&node) } else { output::say(&format!("{} is {}", node.id, node.state.as_str())) }
         }
     }
 }

@@ -38,7 +38,7 @@ fn frames(marker: &str, values: StringArray, keys: Vec<Option<i32>>) -> Vec<Flig
 
 async fn read(frames: &[FlightData]) -> Result<Vec<RecordBatch>> {
     let answer = vec![Ok(piece(wire(frames))), Ok(trailers([OK]))];
-    let mut answer = get_with(canned(StatusCode::OK, HeaderMap::new(), answer), Bytes::new(), false).await?;
+    let mut answer = get_with(canned(StatusCode::OK, HeaderMap::new(), answer), Bytes::new(), None, false).await?;
     let mut batches = Vec::new();
     let mut schemas = 0;
     while let Some(frame) = answer.next().await? {

@@ -63,7 +63,7 @@ fn pieces(file: &[u8], rows: u64, piece_bytes: usize) -> Vec<FlightData> {
 
 async fn ask(frames: &[FlightData], takes_parquet: bool) -> Answer {
     let answer = vec![Ok(piece(wire(frames))), Ok(trailers([OK]))];
-    get_with(canned(StatusCode::OK, HeaderMap::new(), answer), Bytes::new(), takes_parquet).await.unwrap()
+    get_with(canned(StatusCode::OK, HeaderMap::new(), answer), Bytes::new(), None, takes_parquet).await.unwrap()
 }
 
 async fn read(frames: &[FlightData]) -> (Vec<RecordBatch>, Result<()>) {
@@ -101,7 +101,7 @@ async fn it_is_asked_for_only_where_it_is_taken() {
     for takes_parquet in [false, true] {
         let service: Canned = canned(StatusCode::OK, HeaderMap::new(), vec![Ok(trailers([OK]))]);
         let asked = Arc::clone(&service.asked);
-        get_with(service, Bytes::new(), takes_parquet).await.unwrap();
+        get_with(service, Bytes::new(), None, takes_parquet).await.unwrap();
         let headers = asked.lock().unwrap().take().unwrap().into_parts().0.headers;
         assert_eq!(
             headers.get("flightcache-accept").map(|value| value.to_str().unwrap()),
@@ -132,7 +132,7 @@ async fn a_link_that_was_slow_is_asked_for_parquet_next() {
             });
             let service = canned_stream(StatusCode::OK, HeaderMap::new(), pieces);
             let asked = Arc::clone(&service.asked);
-            let mut answer = get_over(service, Arc::clone(&link), Bytes::new(), Transfer::Auto).await.unwrap();
+            let mut answer = get_over(service, Arc::clone(&link), Bytes::new(), None, Transfer::Auto).await.unwrap();
             while answer.next().await.unwrap().is_some() {}
             let takes_parquet =
                 asked.lock().unwrap().take().unwrap().headers()["flightcache-accept"].to_str().unwrap().contains("parquet");
@@ -342,7 +342,7 @@ async fn it_is_received_ahead_of_the_reader_but_not_far() {
     let frames = frames.into_iter().map(piece).chain([trailers([OK])]).map(Ok).inspect(move |_| {
         counted.fetch_add(1, Ordering::SeqCst);
     });
-    let mut answer = get_with(canned(StatusCode::OK, HeaderMap::new(), frames), Bytes::new(), true).await.unwrap();
+    let mut answer = get_with(canned(StatusCode::OK, HeaderMap::new(), frames), Bytes::new(), None, true).await.unwrap();
     answer.next().await.unwrap();
     let Payload::Batch(first) = answer.next().await.unwrap().unwrap().payload else { panic!("rows") };
     assert_eq!(first.num_rows(), 65_536);

@@ -12,11 +12,14 @@ use arrow_flight::sql::{
     SqlSupportedCaseSensitivity, SqlSupportedTransaction, SqlTransactionIsolationLevel, XdbcDataType,
 };
 use flightcache_proto::{Error, Result};
+use futures::StreamExt as _;
 
 use super::super::MAX_FRAME_BYTES;
 use crate::sql::{CATALOG, MAX_NAME_BYTES, MAX_SQL_BYTES, SCHEMA, Sql};
 
 const TABLE: &str = "TABLE";
+/// Tables looked at, at a time.
+const TABLES_AT_A_TIME: usize = 8;
 const INFORMATION_SCHEMA: &str = "information_schema";
 
 /// The schema of a command's answer, if it asks for such things. Without I/O.
@@ -77,12 +80,18 @@ async fn tables(sql: &Arc<Sql>, command: CommandGetTables) -> Result<RecordBatch
         return Ok(wanted);
     }
     let mut builder = command.into_builder();
-    for name in wanted.column(2).as_string::<i32>().iter().flatten() {
-        // One that cannot be read is listed all the same.
-        let schema = sql.table_schema(name).await.unwrap_or_else(|error| {
-            tracing::warn!(name, cause = %error, "a table cannot be read");
-            Arc::new(Schema::empty())
-        });
+    let names: Vec<String> = wanted.column(2).as_string::<i32>().iter().flatten().map(str::to_owned).collect();
+    let mut schemas = futures::stream::iter(names)
+        .map(|name| async move {
+            // One that cannot be read is listed all the same.
+            let schema = sql.table_schema(&name).await.unwrap_or_else(|error| {
+                tracing::warn!(name, cause = %error, "a table cannot be read");
+                Arc::new(Schema::empty())
+            });
+            (name, schema)
+        })
+        .buffered(TABLES_AT_A_TIME);
+    while let Some((name, schema)) = schemas.next().await {
         builder.append(CATALOG, SCHEMA, name, TABLE, &schema).map_err(failed)?;
     }
     builder.build().map_err(failed)

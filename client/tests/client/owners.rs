@@ -1,0 +1,176 @@
+//! Slots of two owners: which of them is asked, and what becomes of a share when one fails.
+
+use flightcache::{Client, Error, ErrorKind};
+use futures::{StreamExt as _, TryStreamExt as _};
+use tokio::net::TcpListener;
+
+use crate::fake::{Fake, HIGH, Step, URL, endpoint, failure, halves, plan, rows, shared, then, values, versioned, whole};
+
+/// Two servers that both own the upper half, and a client of the first, whose plans are one share there.
+async fn two() -> (Fake, Fake, Client) {
+    let (low, high) = (Fake::start().await, Fake::start().await);
+    low.answer_map(&shared(1, Some(low.uri()), Some(high.uri())));
+    low.answer_plan(Ok(plan([endpoint("a", HIGH, 1)])));
+    let client = low.connect().await;
+    (low, high, client)
+}
+
+/// The rows delivered, and the error after them if there was one.
+async fn read(client: &Client) -> (Vec<i64>, Option<Error>) {
+    let (mut read, mut stream) = (Vec::new(), client.scan(URL).send().await.unwrap());
+    loop {
+        match stream.next().await {
+            Some(Ok(batch)) => read.extend(values(&[batch])),
+            Some(Err(error)) => return (read, Some(error)),
+            None => return (read, None),
+        }
+    }
+}
+
+fn broken() -> Step {
+    Step::Fail(failure(ErrorKind::Unavailable, "killed"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_share_goes_on_where_it_broke_off() {
+    let (low, high, client) = two().await;
+    high.answer_get("a", then(versioned(7, [1, 2]), broken()));
+    low.answer_get("a", versioned(7, [1, 2, 3, 4]));
+    assert_eq!(read(&client).await, (vec![1, 2, 3, 4], None));
+    assert_eq!((high.counts().gets.len(), low.counts().gets.len()), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_of_other_sizes_make_no_difference() {
+    let (low, high, client) = two().await;
+    high.answer_get("a", then(versioned(7, [1, 2, 3]), broken()));
+    let stats = flightcache::ScanStats { versions: 7, ..Default::default() };
+    let batches = [(crate::fake::numbers([1, 2]), stats), (crate::fake::numbers([3, 4, 5]), stats)];
+    let frames = crate::fake::frames(crate::fake::numbers([]).schema_ref(), &batches);
+    low.answer_get("a", frames.into_iter().map(Step::Frame).collect());
+    assert_eq!(read(&client).await, (vec![1, 2, 3, 4, 5], None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_may_follow_objects_of_which_it_sent_nothing() {
+    let (_low, high, client) = two().await;
+    let stats = |versions| flightcache::ScanStats { versions, ..Default::default() };
+    let batches = [(crate::fake::numbers([1]), stats(7)), (crate::fake::numbers([2]), stats(8))];
+    let frames = crate::fake::frames(crate::fake::numbers([]).schema_ref(), &batches);
+    high.answer_get("a", frames.into_iter().map(Step::Frame).collect());
+    assert_eq!(read(&client).await, (vec![1, 2], None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_two_versions_are_never_joined() {
+    let (low, high, client) = two().await;
+    high.answer_get("a", then(versioned(7, [1, 2]), broken()));
+    low.answer_get("a", versioned(8, [1, 2, 3, 4]));
+    let (delivered, error) = read(&client).await;
+    assert_eq!((delivered, error.unwrap().kind), (vec![1, 2], ErrorKind::Changed));
+
+    let (low, high, client) = two().await;
+    high.answer_get("a", then(versioned(7, [1, 2, 3]), broken()));
+    low.answer_get("a", versioned(7, [1]));
+    let (delivered, error) = read(&client).await;
+    assert_eq!((delivered, error.unwrap().kind), (vec![1, 2, 3], ErrorKind::Changed), "fewer rows than came before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_versions_what_broke_off_is_an_error() {
+    let (low, high, client) = two().await;
+    high.answer_get("a", then(rows([1, 2]), broken()));
+    low.answer_get("a", rows([1, 2, 3, 4]));
+    let (delivered, error) = read(&client).await;
+    assert_eq!((delivered, error.unwrap().kind), (vec![1, 2], ErrorKind::Unavailable));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_owner_alone_is_asked_again() {
+    let (low, high) = (Fake::start().await, Fake::start().await);
+    low.answer_map(&halves(1, Some(low.uri()), Some(high.uri())));
+    low.answer_plan(Ok(plan([endpoint("a", HIGH, 1)])));
+    // More often than a server that is alone would be: the others need time to notice.
+    for _ in 0..5 {
+        high.answer_get("a", vec![broken()]);
+    }
+    high.answer_get("a", versioned(7, [1, 2]));
+    assert_eq!(read(&low.connect().await).await, (vec![1, 2], None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_is_gone_has_the_other_asked_at_once() {
+    let low = Fake::start().await;
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let deserted = format!("grpc://{}", listener.local_addr().unwrap());
+    drop(listener);
+    low.answer_map(&shared(1, Some(low.uri()), Some(deserted)));
+    low.answer_plan(Ok(plan([endpoint("a", HIGH, 1)])));
+    low.answer_get("a", rows([1]));
+    assert_eq!(read(&low.connect().await).await, (vec![1], None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_owner_with_less_to_do_is_asked() {
+    let (low, high, client) = two().await;
+    for fake in [&low, &high] {
+        fake.answer_get("a", then(rows([1]), Step::Hang));
+    }
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        let mut stream = client.scan(URL).send().await.unwrap();
+        stream.try_next().await.unwrap();
+        open.push(stream);
+    }
+    assert_eq!((low.counts().gets.len(), high.counts().gets.len()), (2, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_owner_does_not_keep_a_share() {
+    let (low, high, client) = two().await;
+    high.answer_get("a", vec![Step::Hang]);
+    low.answer_get("a", rows([1, 2]));
+    assert_eq!(read(&client).await, (vec![1, 2], None));
+    assert_eq!(client.hedged_requests(), 1);
+    high.until("what was too slow is given up", |counts| counts.abandoned == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_says_that_a_slot_moved_is_asked_where_to() {
+    let (seed, low, high) = (Fake::start().await, Fake::start().await, Fake::start().await);
+    // The seed itself does not know yet.
+    seed.answer_map(&halves(1, Some(low.uri()), Some(low.uri())));
+    low.answer_map(&halves(2, Some(low.uri()), Some(high.uri())));
+    low.answer_plan(Ok(plan([endpoint("a", HIGH, 1)])));
+    low.answer_get("a", vec![Step::Fail(failure(ErrorKind::Moved, "not here"))]);
+    high.answer_get("a", rows([7]));
+    assert_eq!(read(&seed.connect().await).await, (vec![7], None));
+    assert_eq!((seed.counts().maps, low.counts().maps), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_that_send_each_other_the_client_get_it_twice_only() {
+    let (low, high) = (Fake::start().await, Fake::start().await);
+    low.answer_map(&whole(1, &low));
+    low.answer_plan(Ok(plan([endpoint("a", HIGH, 1)])));
+    for fake in [&low, &high] {
+        fake.answer_get("a", vec![Step::Fail(failure(ErrorKind::Moved, "not here"))]);
+        fake.answer_get("a", vec![Step::Fail(failure(ErrorKind::Moved, "not here either"))]);
+        // Asked without an epoch.
+        fake.answer_get("a", rows([7]));
+    }
+    assert_eq!(read(&low.connect().await).await, (vec![7], None));
+    assert_eq!(low.counts().gets.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_server_tells_the_map_when_the_seed_is_gone() {
+    let (seed, low) = (Fake::start().await, Fake::start().await);
+    seed.answer_map(&halves(1, Some(low.uri()), Some(low.uri())));
+    low.answer_map(&halves(2, Some(low.uri()), Some(low.uri())));
+    seed.answer_map_with(Err(failure(ErrorKind::Unavailable, "killed")));
+    let client = seed.connect().await;
+    assert_eq!(client.slot_map().await.unwrap().epoch(), 2);
+    assert_eq!(client.slot_map().await.unwrap().epoch(), 2);
+    assert_eq!((seed.counts().maps, low.counts().maps), (2, 2), "who answered is asked first");
+}
