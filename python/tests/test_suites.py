@@ -1,5 +1,7 @@
-"""TPC-H and ClickBench through both engines, cold and warm, against the `datafusion` package's over the files themselves."""
+"""TPC-H (of scale factor FLIGHTCACHE_TEST_SCALE) and ClickBench through both engines, cold and warm, against the `datafusion` package's over
+the files themselves."""
 
+import os
 import pathlib
 import re
 import subprocess
@@ -61,7 +63,7 @@ def check(suite, count, files, server, urls):
 
 
 def test_tpch(s3, server, tmp_path):
-    subprocess.run([pathlib.Path(sys.executable).parent / "tpchgen-cli", "parquet", "-s", "0.01", "-o", tmp_path], check=True, capture_output=True)
+    subprocess.run([pathlib.Path(sys.executable).parent / "tpchgen-cli", "parquet", "-s", os.environ.get("FLIGHTCACHE_TEST_SCALE", "0.01"), "-o", tmp_path], check=True, capture_output=True)
     files = {path.stem: path for path in sorted(tmp_path.glob("*.parquet"))}
     urls = {name: s3.put(f"tpch/{path.name}", path.read_bytes()) for name, path in files.items()}
     check("tpch", 22, files, server, urls)
