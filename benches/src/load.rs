@@ -34,6 +34,7 @@ pub use target::{Target, TargetError};
 
 use crate::output::{self, Output};
 use crate::place::Distance;
+use crate::replay::published::servers_text;
 use crate::report::{Load, Report};
 
 /// Shares of the capacity that are offered if no rates are given: the last shows what happens past saturation.
@@ -51,6 +52,9 @@ pub struct Options {
     /// A running server, such as `grpc://127.0.0.1:50051`. Without it one is started in this process, over a generated file.
     #[arg(long, requires = "url", conflicts_with_all = ["latency", "bandwidth", "file_rows"])]
     pub server: Option<String>,
+    /// Servers to start in this process, as one cluster; several numbers one after the other, as 1,3, to see what more of them give.
+    #[arg(long, value_delimiter = ',', default_value = "1", conflicts_with = "server")]
+    pub servers: Vec<NonZeroUsize>,
     /// Object, prefix ending in `/`, or glob that each request reads.
     #[arg(long, requires = "server")]
     pub url: Option<String>,
@@ -85,6 +89,9 @@ pub struct Options {
     /// Rows of the generated file: 20 columns, 8 bytes a value and a little more.
     #[arg(long, default_value = "50000")]
     pub file_rows: NonZeroUsize,
+    /// Files like it, read in turn: a cluster spreads their row groups over its servers.
+    #[arg(long, default_value = "1", conflicts_with = "server")]
+    pub files: NonZeroUsize,
     /// How far away the store behind the server in this process is made.
     #[command(flatten)]
     pub distance: Distance,
@@ -105,22 +112,28 @@ pub enum Rates {
 /// Offers each rate, prints a table, and writes the report.
 pub async fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     options.output.create()?;
-    let target = Target::start(options).await?;
-    println!("{}; each answer: {}", target.describe(), target.describe_answer());
-    let mut notes = vec![show::how(options, target.describe())];
-    let tallies = offer(options, &target).await;
-    let (url, columns) = (target.url().to_owned(), target.columns());
-    target.shutdown().await;
-    let tallies = tallies?;
-    println!("{}", show::table(&tallies));
-    let failures = show::failures(&tallies);
-    for line in &failures {
-        println!("{line}");
+    let (mut notes, mut loads) = (Vec::new(), Vec::new());
+    for &servers in &options.servers {
+        let target = Target::start(options, servers.get()).await?;
+        println!("{}; each answer: {}", target.describe(), target.describe_answer());
+        notes.push(show::how(options, target.describe()));
+        let tallies = offer(options, &target).await;
+        let (url, columns) = (target.url().to_owned(), target.columns());
+        target.shutdown().await;
+        let tallies = tallies?;
+        println!("{}", show::table(&tallies));
+        let failures = show::failures(&tallies);
+        for line in &failures {
+            println!("{line}");
+        }
+        notes.extend(failures);
+        loads.push(Load { url, columns, servers: servers.get() as u64, steps: tallies.iter().map(Tally::step).collect() });
     }
     println!("response times: from when a request was due to its last row, of the answered requests; sent late: by this program");
-    notes.extend(failures);
-    let steps = tallies.iter().map(Tally::step).collect();
-    let report = Report { notes, loads: vec![Load { url, columns, steps }], ..output::report("Flightcache under load") };
+    if loads.len() > 1 {
+        println!("{}", show::growth(&loads));
+    }
+    let report = Report { notes, loads, ..output::report("Flightcache under load") };
     options.output.write(&report)
 }
 

@@ -58,7 +58,7 @@ async fn replayed(options: Options, files: Files) -> Result<(), Box<dyn std::err
     let replayed = replay::Options {
         data,
         traces: TRACES.map(ToOwned::to_owned).to_vec(),
-        servers: Servers::Own(1),
+        servers: Servers::Own(vec![1]),
         url_prefix: None,
         sides: Vec::new(),
         clients: Clients::PerRequest,

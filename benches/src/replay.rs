@@ -16,6 +16,7 @@ mod notes;
 pub mod open_loop;
 pub mod plan;
 pub mod play;
+pub mod published;
 pub mod side;
 pub mod statistics;
 pub mod tables;
@@ -39,7 +40,7 @@ use self::side::{Clients, Side};
 use self::whole_file::WholeFile;
 use crate::output::{self, Output};
 use crate::place::{self, Distance};
-use crate::report::Report;
+use crate::report::{Replay, Report};
 use crate::workloads::Workload;
 
 /// Arguments of `replay`.
@@ -52,7 +53,8 @@ pub struct Options {
     /// bursts; on the files that `generate` makes), or files of JSON Lines; all original ones if none is given.
     #[arg(long = "trace", value_name = "NAME|FILE", num_args = 1..)]
     pub traces: Vec<String>,
-    /// Servers to start in this process, or the locations of running ones, such as <grpc://a:50051,grpc://b:50051>.
+    /// Servers to start in this process, several numbers one after the other, as 1,3; or the locations of running ones, such as
+    /// <grpc://a:50051,grpc://b:50051>.
     #[arg(long, default_value = "1")]
     pub servers: Servers,
     /// URL prefix under which running servers know the data, and which stands for --data in traces that name URLs; without it
@@ -62,8 +64,9 @@ pub struct Options {
     /// What to compare; without it all, but for the cache of whole files where servers are running: it is always in this process.
     #[arg(long, value_enum, value_delimiter = ',')]
     pub sides: Vec<SideKind>,
-    /// Who opens the connections to the caches, Flightcache's and the one of whole files.
-    #[arg(long, value_enum, default_value = "per-request")]
+    /// Who opens the connections to the caches, Flightcache's and the one of whole files: per-request, so many clients in turn, or
+    /// shared, which is one.
+    #[arg(long, value_name = "per-request|shared|NUMBER", default_value = "per-request")]
     pub clients: Clients,
     /// Capacity of each server's cache; running servers have their own.
     #[arg(long, default_value = "1GB")]
@@ -135,6 +138,7 @@ impl Options {
         &self,
         store: &Arc<dyn ObjectStore>,
         prefix: Option<String>,
+        count: usize,
     ) -> Result<Vec<Arc<dyn Side>>, Box<dyn std::error::Error>> {
         let (capacity, clients) = (self.capacity, self.clients);
         let mut sides: Vec<Arc<dyn Side>> = Vec::new();
@@ -142,8 +146,8 @@ impl Options {
             let store = self.distance.apply(Arc::clone(store));
             sides.push(match (kind, &self.servers) {
                 (SideKind::Direct, _) => Arc::new(Direct::new(store)),
-                (SideKind::WholeFile, servers) => Arc::new(WholeFile::start(store, servers.count(), capacity, clients).await?),
-                (SideKind::Flightcache, Servers::Own(count)) => Arc::new(Cached::start(store, *count, capacity, clients).await?),
+                (SideKind::WholeFile, _) => Arc::new(WholeFile::start(store, count, capacity, clients).await?),
+                (SideKind::Flightcache, Servers::Own(_)) => Arc::new(Cached::start(store, count, capacity, clients).await?),
                 (SideKind::Flightcache, Servers::Running(locations)) => {
                     let prefix = prefix.clone().ok_or(ReplayError::NoPrefix)?;
                     Arc::new(Cached::connect(locations.clone(), prefix, clients).await?)
@@ -173,31 +177,42 @@ pub async fn measure(options: &Options, mut report: Report) -> Result<(), Box<dy
         println!("{note}");
     }
 
-    let sides = options.start(&store, prefix).await?;
-    let mut played = Ok(());
     let mut problems = Problems::default();
-    for schedule in &schedules {
-        match play::trace(schedule, &sides, &objects, options.rounds, &mut problems).await {
-            Ok(replay) => {
-                println!(
-                    "\n{}: {} requests, {:.1} s from first to last, times in ms",
-                    replay.trace,
-                    schedule.reads.len(),
-                    replay.span_s
-                );
-                println!("{}\n{}", tables::sides(&replay), tables::by_kind(&replay));
-                report.replays.push(replay);
-            }
-            Err(error) => {
-                played = Err(error);
-                break;
-            }
+    for count in options.servers.counts() {
+        let sides = options.start(&store, prefix.clone(), count).await?;
+        let played = play(&schedules, &sides, &objects, (options.rounds, count as u64), &mut problems).await;
+        for side in sides {
+            side.stop().await;
         }
+        report.replays.extend(played?);
     }
-    for side in sides {
-        side.stop().await;
+    if let Some(table) = published::beside(&report.replays) {
+        println!("\nmean response times in ms; published: on EC2 c5.xlarge with 2.5 Gbit/s, S3 124 ms away\n{table}");
     }
-    played?;
     options.output.write(&report)?;
     Ok(problems.into_result()?)
+}
+
+/// All traces against some sides, of so many rounds and servers.
+async fn play(
+    schedules: &[Schedule],
+    sides: &[Arc<dyn Side>],
+    objects: &[String],
+    (rounds, servers): (u16, u64),
+    problems: &mut Problems,
+) -> Result<Vec<Replay>, Box<dyn std::error::Error>> {
+    let mut replays = Vec::new();
+    for schedule in schedules {
+        let replay = Replay { servers, ..play::trace(schedule, sides, objects, rounds, problems).await? };
+        println!(
+            "\n{}: {} requests, {:.1} s from first to last, {}, times in ms",
+            replay.trace,
+            schedule.reads.len(),
+            replay.span_s,
+            published::servers_text(servers)
+        );
+        println!("{}\n{}", tables::sides(&replay), tables::by_kind(&replay));
+        replays.push(replay);
+    }
+    Ok(replays)
 }

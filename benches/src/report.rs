@@ -84,7 +84,21 @@ pub struct Replay {
     pub requests: u64,
     /// From the first request to the last, in seconds.
     pub span_s: f64,
+    /// Servers of each side that has any.
+    #[serde(default = "one")]
+    pub servers: u64,
     pub sides: Vec<Side>,
+}
+
+const fn one() -> u64 {
+    1
+}
+
+impl Replay {
+    /// The trace, and the servers if there are several.
+    pub fn title(&self) -> String {
+        if self.servers > 1 { format!("{}, {} servers", self.trace, self.servers) } else { self.trace.clone() }
+    }
 }
 
 /// One way to answer a trace's requests: "direct", "whole-file cache", "flightcache".
@@ -184,6 +198,9 @@ pub struct Load {
     pub url: String,
     /// Columns of each request.
     pub columns: u64,
+    /// Servers, where they are this program's own.
+    #[serde(default = "one")]
+    pub servers: u64,
     pub steps: Vec<LoadStep>,
 }
 

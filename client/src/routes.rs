@@ -16,6 +16,7 @@ use futures::future::BoxFuture;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::hedge::Hedges;
@@ -58,6 +59,9 @@ pub(crate) struct Owners {
     pub(crate) are_of_many: bool,
 }
 
+/// How long it is believed what a server told of the answers it sends.
+const TOLD_FOR: Duration = Duration::from_secs(2);
+
 /// Connections to a server over which answers are spread. One keeps no more than a core busy at either end. And it has no more on
 /// its way than the kernel's buffers hold, 4 MiB as a rule, which on a long way is little: 30 MB/s where an answer takes 100 ms.
 const LANES: usize = 4;
@@ -68,6 +72,8 @@ pub(crate) struct Connection {
     pub(crate) link: Arc<Link>,
     /// Each connects when it is first used.
     lanes: Arc<[Lane]>,
+    /// Answers to others that it told of, and when.
+    told: Arc<Mutex<Option<(u64, Instant)>>>,
 }
 
 #[derive(Debug)]
@@ -91,8 +97,19 @@ impl Connection {
     }
 
     /// Answers that are being received.
-    pub(crate) fn answers(&self) -> usize {
-        self.lanes.iter().map(|lane| lane.answers.load(Ordering::Relaxed)).sum()
+    fn answers(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.answers.load(Ordering::Relaxed) as u64).sum()
+    }
+
+    /// The server tells how many other answers it sends.
+    pub(crate) fn told(&self, beside: u64) {
+        *lock(&self.told) = Some((beside, Instant::now()));
+    }
+
+    /// How many answers the server sends, as far as is known: at least those that come here.
+    pub(crate) fn load(&self) -> u64 {
+        let told = lock(&self.told).filter(|(_, at)| at.elapsed() < TOLD_FOR).map_or(0, |(beside, _)| beside);
+        told.max(self.answers())
     }
 
     pub(crate) fn is(&self, other: &Self) -> bool {
@@ -181,7 +198,7 @@ pub(crate) fn connect(location: &str) -> Result<Connection> {
 fn connection(address: &str) -> Result<Connection> {
     let lane = |_| Ok(Lane { channel: channel(address)?, answers: AtomicUsize::new(0) });
     let lanes = (0..LANES).map(lane).collect::<Result<_>>()?;
-    Ok(Connection { link: Arc::new(Link::new(is_local(address))), lanes })
+    Ok(Connection { link: Arc::new(Link::new(is_local(address))), lanes, told: Arc::default() })
 }
 
 fn channel(address: &str) -> Result<Channel> {

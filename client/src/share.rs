@@ -199,7 +199,7 @@ pub(crate) fn read(client: Client, share: Share, transfer: Transfer) -> impl Str
     }
 }
 
-/// Asks the owner that has less to do; the other one too if that takes long.
+/// Asks the owner that has least to do; another one too if that takes long.
 async fn open(
     client: &Client,
     share: &Share,
@@ -212,11 +212,7 @@ async fn open(
     if let Some(avoid) = avoid.filter(|_| candidates.len() > 1) {
         candidates.retain(|candidate| !candidate.is(avoid));
     }
-    if let [first, second, ..] = candidates[..]
-        && second.answers() < first.answers()
-    {
-        candidates.swap(0, 1);
-    }
+    candidates.sort_by_cached_key(|candidate| candidate.load());
     let begin = |connection: &Connection| {
         let (connection, ticket) = (connection.clone(), share.ticket.clone());
         async move { Ok((Begun::begin(&connection, ticket, epoch, transfer).await?, connection)) }

@@ -4,6 +4,10 @@
 /// slot is not its own, answers [`crate::ErrorKind::Moved`].
 pub const EPOCH_HEADER: &str = "flightcache-epoch";
 
+/// Header of the answer to a `DoGet` by a server of several: the number of other answers it is sending. Of two owners, the one that has
+/// fewer is the one to ask.
+pub const ANSWERS_HEADER: &str = "flightcache-answers";
+
 /// Header of a `DoGet` of one server by another, for column chunks as they rest: a [`PeerAsk`].
 pub const PEER_HEADER: &str = "flightcache-peer";
 

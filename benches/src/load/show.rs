@@ -2,7 +2,8 @@
 
 use comfy_table::{CellAlignment, Table};
 
-use super::{Options, Tally};
+use super::{Options, Tally, servers_text};
+use crate::report::Load;
 
 /// A row a rate.
 pub(super) fn table(tallies: &[Tally]) -> Table {
@@ -29,6 +30,21 @@ pub(super) fn table(tallies: &[Tally]) -> Table {
         let times = [step.p50_ms, step.p90_ms, step.p99_ms, step.p999_ms, step.max_ms];
         row.extend(times.into_iter().chain([step.mb_per_s, step.late_p99_ms]).map(number));
         table.add_row(row);
+    }
+    table
+}
+
+/// The most that each number of servers answered.
+pub(super) fn growth(loads: &[Load]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(comfy_table::presets::UTF8_BORDERS_ONLY);
+    table.set_header(["", "answered/s", "MB/s", "to the first"]);
+    table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+    let most = |load: &Load| load.steps.iter().map(|step| step.mb_per_s).fold(0.0, f64::max);
+    for load in loads {
+        let answered = load.steps.iter().map(|step| step.achieved_per_s).fold(0.0, f64::max);
+        let ratio = most(load) / most(&loads[0]);
+        table.add_row([servers_text(load.servers), number(answered), number(most(load)), format!("{ratio:.2}×")]);
     }
     table
 }

@@ -10,12 +10,10 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 
-use super::Options;
 use super::tally::Answer;
+use super::{Options, servers_text};
 use crate::{data, place};
 
-/// The generated file.
-const FILE: &str = "load.parquet";
 /// Room for every column of the generated file.
 const CAPACITY: ByteSize = ByteSize::gib(4);
 
@@ -37,41 +35,45 @@ pub enum TargetError {
 
 /// A warm server and the scan that every request sends.
 pub struct Target {
-    scans: Vec<ScanBuilder>,
+    /// Of each connection, for each file.
+    scans: Vec<Vec<ScanBuilder>>,
     /// Of the last warming request.
     answer: Answer,
     columns: u64,
     location: String,
     place: String,
-    server: Option<Server>,
+    servers: Vec<Server>,
 }
 
 impl Target {
-    /// Connects, to a server in this process if no other is named, and warms it with the request itself.
-    pub async fn start(options: &Options) -> Result<Self, Box<dyn std::error::Error>> {
-        let (server, location, url, place) = if let (Some(location), Some(url)) = (&options.server, &options.url) {
-            (None, location.clone(), url.clone(), format!("{url} at {location}"))
+    /// Connects, to so many servers in this process if no other is named, and warms them with the requests themselves.
+    pub async fn start(options: &Options, servers: usize) -> Result<Self, Box<dyn std::error::Error>> {
+        let (servers, location, urls, place) = if let (Some(location), Some(url)) = (&options.server, &options.url) {
+            (Vec::new(), location.clone(), vec![url.clone()], format!("{url} at {location}"))
         } else {
-            let (server, place) = serve(options).await?;
-            let location = format!("grpc://{}", server.flight_addr());
-            (Some(server), location, format!("{}{FILE}", place::SOURCE), place)
+            let (servers, place) = serve(options, servers).await?;
+            let location = format!("grpc://{}", servers[0].flight_addr());
+            let urls = (0..options.files.get()).map(|at| format!("{}{}", place::SOURCE, file(at))).collect();
+            (servers, location, urls, place)
         };
-        let mut scans = Vec::new();
+        let mut scans: Vec<Vec<ScanBuilder>> = Vec::new();
         for _ in 0..options.connections.get() {
-            scans.push(scan(&Client::connect(&location).await?, &url, options));
+            let client = Client::connect(&location).await?;
+            scans.push(urls.iter().map(|url| scan(&client, url, options)).collect());
         }
         let mut columns = 0;
         let mut answer = Answer::default();
         // Every connection is opened, and what the first request loads is resident for the others.
-        for scan in &scans {
+        for scan in scans.iter().flatten() {
             (answer, columns) = read(scan.clone()).await?;
         }
-        Ok(Self { scans, answer, columns, location, place, server })
+        Ok(Self { scans, answer, columns, location, place, servers })
     }
 
-    /// Sends the scan, on the next connection in turn, and reads its answer to the end.
+    /// Sends the scan, of the next file on the next connection in turn, and reads its answer to the end.
     pub fn ask(&self, request: u64) -> impl Future<Output = Result<Answer, TargetError>> + Send + use<> {
-        let scan = self.scans[request as usize % self.scans.len()].clone();
+        let of_connection = &self.scans[request as usize % self.scans.len()];
+        let scan = of_connection[request as usize / self.scans.len() % of_connection.len()].clone();
         let expected = self.answer.rows;
         async move {
             let (answer, _) = read(scan).await?;
@@ -103,24 +105,32 @@ impl Target {
     /// Ends the connections, and the server if it is in this process.
     pub async fn shutdown(self) {
         drop(self.scans);
-        if let Some(server) = self.server {
-            server.shutdown().await;
-        }
+        futures::future::join_all(self.servers.into_iter().map(Server::shutdown)).await;
     }
 }
 
-/// A server in this process over a generated file.
-async fn serve(options: &Options) -> Result<(Server, String), Box<dyn std::error::Error>> {
+/// The name of a generated file.
+fn file(at: usize) -> String {
+    format!("load-{at}.parquet")
+}
+
+/// Servers in this process over generated files.
+async fn serve(options: &Options, servers: usize) -> Result<(Vec<Server>, String), Box<dyn std::error::Error>> {
     let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-    let file = data::parquet(options.file_rows.get())?;
+    let parquet = data::parquet(options.file_rows.get())?;
     let place = format!(
-        "a server in this process, on the cores of what asks it, over {} rows of 20 columns, {} of Parquet; {}",
+        "{} in this process, on the cores of what asks, over {} file(s) of {} rows of 20 columns, {} of Parquet each; {}",
+        servers_text(servers as u64),
+        options.files,
         options.file_rows,
-        ByteSize(file.len() as u64).display().iec(),
+        ByteSize(parquet.len() as u64).display().iec(),
         options.distance.describe()
     );
-    store.put(&Path::from(FILE), file.into()).await?;
-    Ok((place::serve(options.distance.apply(store), CAPACITY).await?, place))
+    for at in 0..options.files.get() {
+        store.put(&Path::from(file(at)), parquet.clone().into()).await?;
+    }
+    let store: Arc<dyn ObjectStore> = options.distance.apply(store);
+    Ok((place::serve_all(&store, CAPACITY, servers).await?, place))
 }
 
 fn scan(client: &Client, url: &str, options: &Options) -> ScanBuilder {
@@ -162,7 +172,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_of_other_rows_is_an_error() {
         let args = ["load", "--file-rows", "100", "--limit", "7", "--latency", "0ms"];
-        let mut target = Target::start(&<Cli as clap::Parser>::parse_from(args).options).await.unwrap();
+        let mut target = Target::start(&<Cli as clap::Parser>::parse_from(args).options, 1).await.unwrap();
         assert_eq!(target.ask(0).await.unwrap().rows, 7);
         target.answer.rows = 8;
         let error = target.ask(1).await.unwrap_err().to_string();

@@ -155,6 +155,7 @@ fn arguments_are_checked() {
     }
     assert!(parse(&["--server", "grpc://127.0.0.1:1"]).unwrap_err().contains("--url"));
     assert!(parse(&["--url", "s3://b/t.parquet"]).unwrap_err().contains("--server"));
+    assert!(parse(&["--server", "grpc://127.0.0.1:1", "--url", "s3://b/t", "--servers", "2"]).is_err());
     assert!(parse(&["--connections", "0"]).is_err() && parse(&["--max-outstanding", "0"]).is_err());
     let error = parse(&["--server", "grpc://127.0.0.1:1", "--url", "s3://b/t.parquet", "--latency", "1ms"]).unwrap_err();
     assert!(error.contains("cannot be used with"), "{error}");
@@ -168,7 +169,7 @@ async fn a_server_in_this_process_answers_all() {
     let args = ["--file-rows", "2000", "--columns", "id,m3", "--filter", "id >= 500", "--latency", "0ms"];
     let rates = ["--rates", "20,50", "--duration", "1s", "--arrivals", "poisson"];
     let options = parse(&[&args[..], &rates[..]].concat()).unwrap();
-    let target = Target::start(&options).await.unwrap();
+    let target = Target::start(&options, 1).await.unwrap();
     assert_eq!(target.columns(), 2);
     assert!(target.describe_answer().starts_with("1500 rows of 2 columns"), "{}", target.describe_answer());
     let tallies = offer(&options, &target).await.unwrap();
@@ -184,12 +185,26 @@ async fn a_server_in_this_process_answers_all() {
     assert!(text.contains("p99.9 ms") && text.contains("50.0"), "{text}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_in_this_process_answers_all() {
+    let args =
+        ["--file-rows", "500", "--files", "5", "--servers", "1,2", "--rates", "40", "--duration", "1s", "--latency", "0ms"];
+    let json = tempfile::NamedTempFile::new().unwrap();
+    let options = parse(&[&args[..], &["--json", json.path().to_str().unwrap()]].concat()).unwrap();
+    run(&options).await.unwrap();
+    let report: Report = serde_json::from_slice(&std::fs::read(json.path()).unwrap()).unwrap();
+    let loads: Vec<_> = report.loads.iter().map(|load| (load.servers, load.steps[0].requests, load.steps[0].errors)).collect();
+    assert_eq!(loads, [(1, 40, 0), (2, 40, 0)]);
+    let text = show::growth(&report.loads).to_string();
+    assert!(text.contains("2 servers") && text.contains("1.00×"), "{text}");
+}
+
 #[tokio::test]
 async fn a_server_that_is_not_there_and_an_object_that_is_not_there_are_told() {
     let options = parse(&["--server", "grpc://127.0.0.1:1", "--url", "s3://b/t.parquet"]).unwrap();
-    let error = Target::start(&options).await.err().unwrap().to_string();
+    let error = Target::start(&options, 1).await.err().unwrap().to_string();
     assert!(error.contains("127.0.0.1:1"), "{error}");
     let options = parse(&["--columns", "nonsense", "--file-rows", "10", "--latency", "0ms"]).unwrap();
-    let error = Target::start(&options).await.err().unwrap().to_string();
+    let error = Target::start(&options, 1).await.err().unwrap().to_string();
     assert!(error.contains("nonsense"), "{error}");
 }

@@ -11,7 +11,7 @@ use flightcache_server::Server;
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::ObjectStore;
 
-use super::side::{Answer, AskError, Clients, Read, Side, StoreCounts};
+use super::side::{Answer, AskError, Clients, InTurn, Read, Side, StoreCounts};
 use crate::place::{self, SOURCE};
 use crate::server_threads::ServerThreads;
 use crate::slow_store::SlowStore;
@@ -39,8 +39,8 @@ pub struct Cached {
     locations: Vec<String>,
     is_cluster: bool,
     connecting: Clients,
-    /// One of each location: for all requests if they share them, and for what is not measured.
-    clients: Vec<Client>,
+    /// One of each location, or several times so many: for requests, if they share them, and for what is not measured.
+    clients: InTurn<Vec<Client>>,
     /// What stands before an object's name in its URL.
     prefix: String,
     counts: Counts,
@@ -77,7 +77,12 @@ impl Cached {
         prefix: String,
         counts: Counts,
     ) -> Result<Self, AskError> {
-        let clients = clients(&locations, is_cluster).await?;
+        let count = if let Clients::Kept(count) = connecting { count.get() } else { 1 };
+        let mut kept = Vec::with_capacity(count);
+        for _ in 0..count {
+            kept.push(clients(&locations, is_cluster).await?);
+        }
+        let clients = InTurn::new(kept);
         Ok(Self { locations, is_cluster, connecting, clients, prefix, counts })
     }
 
@@ -97,7 +102,7 @@ impl Cached {
 
     async fn server_counts(&self) -> Result<StoreCounts, AskError> {
         let mut sum = StoreCounts::default();
-        for client in &self.clients {
+        for client in self.clients.first() {
             for (_, stats) in client.cluster_stats().await? {
                 let stats = stats?;
                 sum.requests += stats.store_requests;
@@ -118,9 +123,9 @@ impl Side for Cached {
         let started = Instant::now();
         let own = match self.connecting {
             Clients::PerRequest => Some(clients(&self.locations, self.is_cluster).await?),
-            Clients::Shared => None,
+            Clients::Kept(_) => None,
         };
-        let clients = own.as_ref().unwrap_or(&self.clients);
+        let clients = own.as_ref().unwrap_or_else(|| self.clients.next());
         let mut answer = Answer::default();
         for object in &read.objects {
             let url = format!("{}{}", self.prefix, object.name);
@@ -144,7 +149,7 @@ impl Side for Cached {
     }
 
     async fn empty(&self, objects: &[String]) -> Result<(), AskError> {
-        for client in &self.clients {
+        for client in self.clients.first() {
             let urls: Vec<String> = objects.iter().map(|object| format!("{}{object}", self.prefix)).collect();
             let evictions = futures::stream::iter(urls).map(|url| async move { client.evict(&url).await });
             evictions.buffer_unordered(EVICTIONS_AT_A_TIME).try_for_each(|_| std::future::ready(Ok(()))).await?;

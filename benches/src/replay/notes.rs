@@ -29,8 +29,12 @@ impl Options {
         let clients = match self.clients {
             Clients::PerRequest => {
                 "Each request to a cache has a client of its own, which connects first, as in the original measurements"
+                    .to_owned()
             }
-            Clients::Shared => "All requests to a cache share one client of each server, with its connections",
+            Clients::SHARED => "All requests to a cache share one client of each server, with its connections".to_owned(),
+            Clients::Kept(count) => {
+                format!("Requests to a cache go over {count} clients in turn, each with connections and routes of its own")
+            }
         };
         format!(
             "Requests come at the trace's times, whether or not earlier ones have been answered; the first is due at once. Each \
@@ -43,7 +47,8 @@ impl Options {
     }
 
     fn side(&self, side: SideKind) -> String {
-        let (capacity, count) = (self.capacity.display().si(), self.servers.count());
+        let counts: Vec<String> = self.servers.counts().iter().map(ToString::to_string).collect();
+        let (capacity, count) = (self.capacity.display().si(), counts.join(", then "));
         match (side, &self.servers) {
             (SideKind::Direct, _) => "direct: DataFusion in the client, a new session for each request.".to_owned(),
             (SideKind::WholeFile, servers) => {
@@ -101,6 +106,8 @@ mod tests {
         assert!(running.contains("processes of their own") && running.contains("grpc://a:1, grpc://b:1"), "{running}");
         assert!(running.contains("share one client") && !running.contains("this machine's cores"), "{running}");
         assert!(!running.contains("whole-file cache:"), "{running}");
+        let several = notes(&["--servers", "1,3", "--clients", "2"]);
+        assert!(several.contains("1, then 3 node(s)") && several.contains("over 2 clients in turn"), "{several}");
         let asked_for = notes(&["--servers", "grpc://a:1", "--sides", "whole-file,flightcache"]);
         assert!(asked_for.contains("loopback") && !asked_for.contains("direct:"), "{asked_for}");
     }

@@ -33,18 +33,18 @@ pub struct Schedule {
 /// Who answers for Flightcache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Servers {
-    /// So many in this process.
-    Own(usize),
+    /// So many in this process; each of the numbers in turn.
+    Own(Vec<usize>),
     /// Those that run at these locations.
     Running(Vec<String>),
 }
 
 impl Servers {
-    /// How many there are.
-    pub fn count(&self) -> usize {
+    /// How many there are, in turn.
+    pub fn counts(&self) -> Vec<usize> {
         match self {
-            Self::Own(count) => *count,
-            Self::Running(locations) => locations.len(),
+            Self::Own(counts) => counts.clone(),
+            Self::Running(locations) => vec![locations.len()],
         }
     }
 }
@@ -53,8 +53,8 @@ impl FromStr for Servers {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if let Ok(count) = text.parse() {
-            return if count > 0 { Ok(Self::Own(count)) } else { Err("at least one server is needed".into()) };
+        if let Ok(counts) = text.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>() {
+            return if counts.contains(&0) { Err("at least one server is needed".into()) } else { Ok(Self::Own(counts)) };
         }
         let locations: Vec<String> = text.split(',').map(ToOwned::to_owned).collect();
         match locations.iter().find(|location| !location.starts_with("grpc://") && !location.starts_with("grpc+tcp://")) {

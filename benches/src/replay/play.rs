@@ -81,7 +81,7 @@ pub async fn trace(
     let mut sides: Vec<_> = figures.collect();
     statistics::compare(&mut sides);
     let requests = schedule.reads.len() as u64 * u64::from(rounds);
-    Ok(Replay { trace: schedule.trace.clone(), requests, span_s: schedule.span().as_secs_f64(), sides })
+    Ok(Replay { trace: schedule.trace.clone(), requests, span_s: schedule.span().as_secs_f64(), servers: 1, sides })
 }
 
 /// A sample of each request, in order.

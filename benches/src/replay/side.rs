@@ -1,9 +1,11 @@
 //! What all ways to answer a request have in common.
 
+use std::num::NonZeroUsize;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use clap::ValueEnum;
 use datafusion::error::DataFusionError;
 use parquet::errors::ParquetError;
 use tokio::task::JoinError;
@@ -31,12 +33,55 @@ impl Read {
 }
 
 /// Who opens the connections to a cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clients {
     /// Each request, with a client of its own, as in the original measurements.
     PerRequest,
-    /// All requests together: one client of each server.
-    Shared,
+    /// So many clients, with their connections and routes, in turn.
+    Kept(NonZeroUsize),
+}
+
+impl Clients {
+    /// Clients that all requests share.
+    pub const SHARED: Self = Self::Kept(NonZeroUsize::MIN);
+}
+
+impl FromStr for Clients {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "per-request" => Ok(Self::PerRequest),
+            "shared" => Ok(Self::SHARED),
+            _ => text
+                .parse()
+                .map(Self::Kept)
+                .map_err(|_| format!("{text:?} is neither per-request, shared, nor a number of clients")),
+        }
+    }
+}
+
+/// Which of several is next.
+#[derive(Debug)]
+pub struct InTurn<T> {
+    all: Vec<T>,
+    next: AtomicUsize,
+}
+
+impl<T> InTurn<T> {
+    /// There has to be one.
+    pub fn new(all: Vec<T>) -> Self {
+        assert!(!all.is_empty(), "nobody's turn");
+        Self { all, next: AtomicUsize::new(0) }
+    }
+
+    pub fn next(&self) -> &T {
+        &self.all[self.next.fetch_add(1, Ordering::Relaxed) % self.all.len()]
+    }
+
+    pub fn first(&self) -> &T {
+        &self.all[0]
+    }
 }
 
 /// What a request got, and where its time went. The stages do not overlap.

@@ -69,7 +69,7 @@ type MeanOfSide = fn(&Side) -> Option<f64>;
 
 const NONE: &str = "–";
 
-fn table(header: impl IntoIterator<Item = impl Into<comfy_table::Cell>>) -> Table {
+pub(super) fn table(header: impl IntoIterator<Item = impl Into<comfy_table::Cell>>) -> Table {
     let mut table = Table::new();
     // Lines around the table and below its header only.
     table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
@@ -79,7 +79,7 @@ fn table(header: impl IntoIterator<Item = impl Into<comfy_table::Cell>>) -> Tabl
     table
 }
 
-fn ms(time_ms: f64) -> String {
+pub(super) fn ms(time_ms: f64) -> String {
     if time_ms.is_finite() { format!("{time_ms:.1}") } else { NONE.to_owned() }
 }
 
@@ -105,7 +105,7 @@ mod tests {
             side("whole-file cache", [Some(45.0), Some(12.0), None]),
             side("flightcache", [Some(20.0), Some(6.0), Some(5.0)]),
         ];
-        let replay = Replay { trace: "t".into(), requests: 4, span_s: 1.0, sides };
+        let replay = Replay { trace: "t".into(), requests: 4, span_s: 1.0, servers: 1, sides };
         let text = by_kind(&replay).to_string();
         let row =
             |kind: &str| text.lines().find(|line| line.contains(kind)).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");

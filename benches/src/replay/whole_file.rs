@@ -21,7 +21,7 @@ use reqwest::{Client, Response};
 use url::Url;
 
 use self::server::{FETCH_HEADER, HIT_HEADER, Nodes};
-use super::side::{Answer, AskError, Clients, Read, Side, StoreCounts};
+use super::side::{Answer, AskError, Clients, InTurn, Read, Side, StoreCounts};
 use crate::slow_store::SlowStore;
 
 /// Rows of a batch, as `DataFusion` and Flightcache have them.
@@ -30,8 +30,8 @@ const BATCH_ROWS: usize = 8_192;
 /// Each request looks up its routes first, as the predecessor's did.
 #[derive(Debug)]
 pub struct WholeFile {
-    /// The one that all requests share, if they do.
-    shared: Option<Client>,
+    /// Those that requests share, if they do.
+    kept: Option<InTurn<Client>>,
     nodes: Nodes,
     store: Arc<SlowStore>,
 }
@@ -44,11 +44,11 @@ impl WholeFile {
         capacity: ByteSize,
         connecting: Clients,
     ) -> Result<Self, Box<dyn std::error::Error>> {
-        let shared = match connecting {
+        let kept = match connecting {
             Clients::PerRequest => None,
-            Clients::Shared => Some(client()?),
+            Clients::Kept(count) => Some(InTurn::new((0..count.get()).map(|_| client()).collect::<Result<_, _>>()?)),
         };
-        Ok(Self { shared, nodes: Nodes::start(&store, count, capacity.as_u64()).await?, store })
+        Ok(Self { kept, nodes: Nodes::start(&store, count, capacity.as_u64()).await?, store })
     }
 }
 
@@ -65,7 +65,7 @@ impl Side for WholeFile {
 
     async fn ask(&self, read: &Read) -> Result<Answer, AskError> {
         let mut answer = Answer::default();
-        let client = self.shared.clone().map_or_else(client, Ok)?;
+        let client = self.kept.as_ref().map_or_else(client, |kept| Ok(kept.next().clone()))?;
         for object in &read.objects {
             let started = Instant::now();
             let owner = get(&client, url(self.nodes.seed(), "route", &object.name)?).await?.text().await?;

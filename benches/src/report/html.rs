@@ -4,6 +4,8 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::axis::{Axis, Scale};
 use super::plot::{Bar, BarPlot, LinePlot};
+use crate::replay::published::servers_text;
+
 use super::units::{bytes, count, number, percent, ratio};
 use super::{Load, Replay, Report, ReportError, ResidencyPoint, Side, Simulation, SimulationPoint, curves, figure, sql, wire};
 
@@ -55,7 +57,7 @@ fn replay_section(replays: &[Replay]) -> Rendered {
             }
             (replay_table(replays))
             @for replay in replays {
-                h3 { (replay.trace) }
+                h3 { (replay.title()) }
                 div.figures {
                     (figure::lines(&LinePlot {
                         title: "Response times".into(),
@@ -105,7 +107,7 @@ fn replay_table(replays: &[Replay]) -> Markup {
                 @let best = fastest(replay);
                 tbody {
                     tr.trace { th.name colspan="15" scope="rowgroup" {
-                        (replay.trace) span.muted { " · " (count(replay.requests)) " requests in " (number(replay.span_s)) " s" }
+                        (replay.title()) span.muted { " · " (count(replay.requests)) " requests in " (number(replay.span_s)) " s" }
                     } }
                     @for (index, side) in replay.sides.iter().enumerate() {
                         tr.best[best == Some(index)] {
@@ -233,7 +235,7 @@ fn load_section(loads: &[Load]) -> Rendered {
             h2 { "Load" }
             p { "Requests were sent at a fixed rate; a response time counts from when its request was due." }
             @for load in loads {
-                h3 { code { (load.url) } span.muted { " · " (count(load.columns)) " columns a request" } }
+                h3 { code { (load.url) } span.muted { " · " (servers_text(load.servers)) " · " (count(load.columns)) " columns a request" } }
                 div.figures {
                     (figure::lines(&LinePlot {
                         title: "Response times under load".into(),

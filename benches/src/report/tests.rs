@@ -23,7 +23,7 @@ fn response(at_s: f64, response_ms: f64) -> Response {
 }
 
 fn replay(trace: &str, sides: Vec<Side>) -> Report {
-    Report { replays: vec![Replay { trace: trace.into(), requests: 4, span_s: 1.0, sides }], ..Report::default() }
+    Report { replays: vec![Replay { trace: trace.into(), requests: 4, span_s: 1.0, servers: 1, sides }], ..Report::default() }
 }
 
 fn simulation(points: impl IntoIterator<Item = (f64, f64)>) -> Report {
@@ -53,7 +53,7 @@ fn load(steps: impl IntoIterator<Item = (f64, f64)>) -> Report {
         ..LoadStep::default()
     };
     let steps = steps.into_iter().map(step).collect();
-    Report { loads: vec![Load { url: "grpc://127.0.0.1:1".into(), columns: 4, steps }], ..Report::default() }
+    Report { loads: vec![Load { url: "grpc://127.0.0.1:1".into(), columns: 4, servers: 1, steps }], ..Report::default() }
 }
 
 fn wire(number: f64) -> Report {

@@ -25,7 +25,7 @@ use std::time::Instant;
 use bytes::{BufMut as _, Bytes};
 use flightcache_proto::accept::{ACCEPT_HEADER, DICTIONARIES};
 use flightcache_proto::parquet::ParquetPiece;
-use flightcache_proto::route::{EPOCH_HEADER, PEER_HEADER, PeerAsk};
+use flightcache_proto::route::{ANSWERS_HEADER, EPOCH_HEADER, PEER_HEADER, PeerAsk};
 use flightcache_proto::scan::SCAN_STATS_TRAILER;
 use flightcache_proto::{Error, ErrorKind, Result, ScanStats};
 use http::header::{CONTENT_TYPE, TE};
@@ -77,6 +77,8 @@ struct Incoming {
     link: Option<Arc<Link>>,
     /// The lane it comes over, where there are several.
     lane: Option<TakenLane>,
+    /// Other answers that the server sends, where it says so.
+    beside: Option<u64>,
 }
 
 /// One message of an answer.
@@ -109,6 +111,9 @@ pub(crate) async fn get(connection: &Connection, ticket: Bytes, epoch: Option<u6
     let lane = connection.take_lane();
     let mut answer = get_over(lane.channel(), Arc::clone(&connection.link), ticket, epoch, transfer).await?;
     answer.incoming.lane = Some(lane);
+    if let Some(beside) = answer.incoming.beside {
+        connection.told(beside);
+    }
     Ok(answer)
 }
 
@@ -178,6 +183,7 @@ where
         arrivals: Arrivals::default(),
         link: None,
         lane: None,
+        beside: head.headers.get(ANSWERS_HEADER).and_then(|answers| answers.to_str().ok()?.parse().ok()),
     };
     Ok(Answer {
         incoming,

@@ -15,6 +15,7 @@ use arrow_flight::{
 use bytes::Bytes;
 use flightcache::{Client, ErrorKind, ScanRequest, ScanStats, SlotMap, action};
 use flightcache_proto::error::ERROR_KIND_METADATA;
+use flightcache_proto::route::{ANSWERS_HEADER, EPOCH_HEADER};
 use flightcache_proto::slot_map::{Node, SlotRange};
 use flightcache_proto::{Part, SLOT_COUNT, Slot};
 use futures::stream::BoxStream;
@@ -55,6 +56,8 @@ pub(crate) struct Counts {
     pub(crate) plans: Vec<ScanRequest>,
     /// Tickets of the calls of `DoGet`, in the order of their arrival.
     pub(crate) gets: Vec<String>,
+    /// The epoch that each of them named.
+    pub(crate) epochs: Vec<Option<u64>>,
     /// Streams of `DoGet` that are open.
     pub(crate) open: usize,
     /// Streams that were dropped before their script's end.
@@ -74,6 +77,8 @@ struct State {
     plans: Mutex<Script<Result<FlightInfo, Status>>>,
     gets: Mutex<HashMap<String, Script<Vec<Step>>>>,
     counts: watch::Sender<Counts>,
+    /// Other answers that it says it sends.
+    answers_beside: Mutex<Option<u64>>,
 }
 
 /// A scripted server on a port of its own.
@@ -167,6 +172,10 @@ impl Fake {
 
     pub(crate) fn answer_get(&self, ticket: &str, steps: Vec<Step>) {
         self.state.gets.lock().unwrap().entry(ticket.to_owned()).or_default().0.push_back(steps);
+    }
+
+    pub(crate) fn tell_answers_beside(&self, answers: u64) {
+        *self.state.answers_beside.lock().unwrap() = Some(answers);
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -294,9 +303,13 @@ impl FlightService for Service {
     }
 
     async fn do_get(&self, request: Request<Ticket>) -> Answer<Self::DoGetStream> {
+        let epoch = request.metadata().get(EPOCH_HEADER).map(|epoch| epoch.to_str().unwrap().parse().unwrap());
         let ticket = String::from_utf8(request.into_inner().ticket.into()).unwrap();
         let steps = self.0.gets.lock().unwrap().entry(ticket.clone()).or_default().next(&format!("DoGet of {ticket:?}"));
-        self.0.counts.send_modify(|counts| counts.gets.push(ticket));
+        self.0.counts.send_modify(|counts| {
+            counts.gets.push(ticket);
+            counts.epochs.push(epoch);
+        });
         let steps = steps?;
         if let Some(Step::Fail(status)) = steps.first() {
             return Err(status.clone());
@@ -330,7 +343,11 @@ impl FlightService for Service {
             }
             open.is_finished = true;
         };
-        Ok(Response::new(frames.boxed()))
+        let mut response = Response::new(frames.boxed());
+        if let Some(beside) = *self.0.answers_beside.lock().unwrap() {
+            response.metadata_mut().insert(ANSWERS_HEADER, beside.into());
+        }
+        Ok(response)
     }
 
     async fn do_action(&self, request: Request<Action>) -> Answer<Self::DoActionStream> {

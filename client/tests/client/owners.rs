@@ -160,7 +160,7 @@ async fn servers_that_send_each_other_the_client_get_it_twice_only() {
         fake.answer_get("a", rows([7]));
     }
     assert_eq!(read(&low.connect().await).await, (vec![7], None));
-    assert_eq!(low.counts().gets.len(), 3);
+    assert_eq!(low.counts().epochs, [Some(1), Some(1), None]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -173,4 +173,23 @@ async fn any_server_tells_the_map_when_the_seed_is_gone() {
     assert_eq!(client.slot_map().await.unwrap().epoch(), 2);
     assert_eq!(client.slot_map().await.unwrap().epoch(), 2);
     assert_eq!((seed.counts().maps, low.counts().maps), (2, 2), "who answered is asked first");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_owner_that_says_it_has_less_to_do_is_asked() {
+    let (low, high, client) = two().await;
+    for fake in [&low, &high] {
+        fake.answer_get("a", rows([1]));
+    }
+    high.tell_answers_beside(3);
+    low.tell_answers_beside(2);
+    for _ in 0..4 {
+        assert_eq!(read(&client).await, (vec![1], None));
+    }
+    assert_eq!((high.counts().gets.len(), low.counts().gets.len()), (1, 3), "of the other nothing was known at first");
+    low.tell_answers_beside(4);
+    for _ in 0..2 {
+        read(&client).await;
+    }
+    assert_eq!((high.counts().gets.len(), low.counts().gets.len()), (2, 4));
 }

@@ -71,6 +71,7 @@ metrics! {
     }
     labelled {
         peer_pulls["ask", "status"]: "flightcache_peer_pulls_total", "Row groups asked of other servers, by what was asked and how it ended";
+        slot_touched_bytes["slots"]: "flightcache_slot_touched_bytes_total", "Bytes of chunks that were asked for, by range of slots; 64 KiB more for each request";
         requests["method", "status"]: "flightcache_requests_total", "Requests answered, by Flight method and gRPC status";
     }
     gauges {

@@ -144,11 +144,12 @@ fn from_whom(before: &Nodes<'_>, after: &Nodes<'_>, slot: Slot, me: Uuid, rankin
 /// The slot map of a view whose owners are ranked.
 pub(super) fn slot_map(epoch: u64, view: &View, ranking: &Ranking) -> Result<SlotMap> {
     let indexes: HashMap<Uuid, u32> = view.members().iter().map(|member| member.uuid).zip(0..).collect();
-    let replicas = view.replicas();
+    let (replicas, extra) = (view.replicas(), view.extra_owners());
     if indexes.is_empty() {
         return Err(Error::internal("no member owns anything"));
     }
-    let owners = |slot| ranking.best(slot).take(replicas).filter_map(|uuid| indexes.get(&uuid).copied()).collect();
+    let count = |slot| replicas + extra.get(&slot).copied().unwrap_or(0) as usize;
+    let owners = |slot| ranking.best(slot).take(count(slot)).filter_map(|uuid| indexes.get(&uuid).copied()).collect();
     SlotMap::from_owners(epoch, view.nodes(), owners)
 }
 

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use chitchat::transport::Transport;
 use chitchat::{ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, ProtocolVersion};
-use flightcache_proto::{Error, NodeState, Result};
+use flightcache_proto::{Error, NodeState, Result, SLOT_COUNT};
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use super::heat::{ExtraOwners, MAX_HOT_SLOTS};
 use super::map::MAX_EPOCH;
 use super::view::{MAX_MEMBERS, MAX_REPLICAS, MAX_WEIGHT, Member, Published};
 
@@ -21,6 +22,10 @@ const REPLICAS: &str = "replicas";
 const STATE: &str = "state";
 /// Epoch and fingerprint in one, so that nobody sees one without the other.
 const MAP: &str = "map";
+/// Bytes a second it is asked for.
+const RATE: &str = "rate";
+/// Slots it wants more owners for, as `slot:owners,…`.
+const HOT: &str = "hot";
 
 const MAX_URI_BYTES: usize = 1 << 10;
 /// Nodes, living and dead, that gossip may tell of, and the bytes that they may say together, before it is begun anew.
@@ -95,6 +100,8 @@ impl Membership {
             (WEIGHT, me.weight.to_string()),
             (REPLICAS, me.replicas.to_string()),
             (STATE, me.state.as_str().to_owned()),
+            (RATE, me.rate.to_string()),
+            (HOT, hot_slots(&me.extra_owners)),
         ];
         let said: Vec<_> = said.into_iter().chain(map.map(|map| (MAP, map))).collect();
         self.handle
@@ -177,7 +184,24 @@ fn member(id: &ChitchatId, state: &chitchat::NodeState) -> Option<Member> {
         state: NodeState::from_name(state.get(STATE)?)?,
         replicas: state.get(REPLICAS)?.parse().ok().filter(|replicas| (1..=MAX_REPLICAS).contains(replicas))?,
         published: state.get(MAP).and_then(published),
+        rate: state.get(RATE).and_then(|rate| rate.parse().ok()).unwrap_or(0),
+        extra_owners: state.get(HOT).map(extra_owners).unwrap_or_default(),
     })
+}
+
+fn hot_slots(extra_owners: &ExtraOwners) -> String {
+    let pairs: Vec<String> = extra_owners.iter().map(|(slot, extra)| format!("{slot}:{extra}")).collect();
+    pairs.join(",")
+}
+
+/// What of it is slots and numbers of owners.
+fn extra_owners(hot: &str) -> ExtraOwners {
+    let extra = |pair: &str| {
+        let (slot, extra) = pair.split_once(':')?;
+        let slot = slot.parse().ok().filter(|slot| *slot < SLOT_COUNT)?;
+        Some((slot, extra.parse().ok().filter(|extra| (1..=MAX_REPLICAS).contains(extra))?))
+    };
+    hot.split(',').take(MAX_HOT_SLOTS).filter_map(extra).collect()
 }
 
 fn is_location(uri: &str) -> bool {
@@ -223,6 +247,15 @@ mod tests {
         for pair in strange {
             assert_eq!(said(&[good.as_slice(), &[pair]].concat()), None, "{pair:?}");
         }
+        for hot in ["", "x", "16384:1", "1:0", "1:17", "-1:1", "1:", ":"] {
+            assert_eq!(extra_owners(hot), ExtraOwners::new(), "{hot}");
+        }
+        assert_eq!(
+            said(&[good.as_slice(), &[(HOT, "3:1,?,16383:16"), (RATE, "8")]].concat()).unwrap().extra_owners,
+            [(3, 1), (16_383, 16)].into()
+        );
+        let many: ExtraOwners = (0..1_000).map(|slot| (slot, 1)).collect();
+        assert_eq!(extra_owners(&hot_slots(&many)).len(), MAX_HOT_SLOTS);
         for pair in [(MAP, ""), (MAP, "x:1"), (MAP, "9007199254740992:1"), (MAP, "9:zz")] {
             assert_eq!(said(&[good.as_slice(), &[pair]].concat()).unwrap().published, None, "{pair:?}");
         }

@@ -7,13 +7,14 @@
 //! ```
 //!
 //! Every node makes the map of what it sees; nobody is asked. Nodes that see the same make the same map, and agree on its epoch
-//! (`map.rs`). [`scaling`] tells how many there should be. [`identity`] is what outlives the process, `drain.rs` passes on what another node is to do.
+//! (`map.rs`). [`heat`] tells which slots need more owners, [`scaling`] how many nodes there should be. [`identity`] is what outlives the process, `drain.rs` passes on what another node is to do.
 //!
 //! One task a node (`node.rs`) owns everything that changes. It tells the current map, and takes what the node is to be, through
 //! `watch` channels, whose locks are held while a value is read or replaced. chitchat's state is behind a lock of its own, which its
 //! task and this one hold while a message is taken in, or the members are looked at. Nothing else is shared.
 
 mod drain;
+pub mod heat;
 pub mod identity;
 mod map;
 mod membership;
@@ -36,6 +37,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
+use self::heat::Heat;
 pub use self::identity::Identity;
 use self::map::Current;
 pub use self::membership::Pace;
@@ -94,6 +96,7 @@ pub struct Cluster {
     id: String,
     wanted: watch::Sender<Wanted>,
     told: Arc<Told>,
+    heat: Arc<Heat>,
     gossip: Option<SocketAddr>,
     interval: Duration,
     _tasks: Vec<AbortOnDropHandle<()>>,
@@ -107,6 +110,7 @@ impl Cluster {
             id,
             wanted: watch::Sender::new(Wanted::Serving),
             told: Arc::new(told(map)),
+            heat: Arc::default(),
             gossip: None,
             interval: Duration::ZERO,
             _tasks: Vec::new(),
@@ -135,15 +139,24 @@ impl Cluster {
         let wanted = watch::Sender::new(Wanted::Waiting);
         let id = identity.uuid().to_string();
         let (heard, tells, metrics) = (wanted.subscribe(), Arc::clone(&told), Arc::clone(metrics));
-        let node = ThisNode::join(config, identity, surroundings, socket, gossip, seeds, heard, tells, metrics).await?;
+        let heat = Arc::new(Heat::default());
+        let of_node = Arc::clone(&heat);
+        let node = ThisNode::join(config, identity, surroundings, socket, gossip, seeds, heard, tells, metrics, of_node).await?;
         let running = AbortOnDropHandle::new(tokio::spawn(node.run()));
         tracing::info!(node = id, %gossip, "joining");
-        Ok(Self { id, wanted, told, gossip: Some(gossip), interval, _tasks: vec![following, running] })
+        Ok(Self { id, wanted, told, heat, gossip: Some(gossip), interval, _tasks: vec![following, running] })
     }
 
     /// This node's id.
     pub fn node_id(&self) -> &str {
         &self.id
+    }
+
+    /// Counts a request for chunks of a slot, of so many bytes. Of a node alone nobody wants to know.
+    pub(crate) fn touched(&self, slot: impl FnOnce() -> Slot, bytes: impl FnOnce() -> u64) {
+        if self.gossip.is_some() {
+            self.heat.add(slot(), bytes());
+        }
     }
 
     /// Where the others reach this node's gossip; `None` for a node alone.
@@ -236,6 +249,10 @@ impl Cluster {
         metrics.cluster_epoch.set(map.epoch() as i64);
         metrics.cluster_slots_preferred.set(i64::from(owned.preferred));
         metrics.cluster_slots_owned.set(i64::from(owned.total));
+        for (first, last, bytes) in self.heat.by_range() {
+            let touched = metrics.slot_touched_bytes.with_label_values(&[&format!("{first}-{last}")]);
+            touched.inc_by(bytes.saturating_sub(touched.get()));
+        }
     }
 }
 

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chitchat::ChitchatId;
-use flightcache_proto::{Error, ErrorKind, NodeState, Result, SlotMap};
+use flightcache_proto::{Error, ErrorKind, NodeState, Result, Slot, SlotMap};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::heat::{ExtraOwners, Heat, Relief};
 use super::identity::Identity;
 use super::map::{Current, Epoch, slot_map};
 use super::membership::Membership;
@@ -22,6 +23,8 @@ use crate::admin::Metrics;
 const ROUNDS_ALONE: u32 = 10;
 /// Rounds between greetings of seeds that are not among the living: they may be of another half, or come later.
 const ROUNDS_BETWEEN_GREETINGS: u32 = 5;
+/// Rounds between looks at what is asked of this node, against the others.
+const ROUNDS_BETWEEN_LOOKS: u32 = 10;
 /// Rounds that a farewell takes to spread.
 const ROUNDS_OF_FAREWELL: u32 = 2;
 /// How long gossip that broke down stays down.
@@ -55,6 +58,9 @@ pub(super) struct ThisNode {
     wanted: watch::Receiver<Wanted>,
     told: Arc<Told>,
     metrics: Arc<Metrics>,
+    heat: Arc<Heat>,
+    relief: Relief,
+    looked_at: Instant,
     me: Member,
     view: View,
     /// What the others had published when the map was made last.
@@ -97,6 +103,7 @@ impl ThisNode {
         wanted: watch::Receiver<Wanted>,
         told: Arc<Told>,
         metrics: Arc<Metrics>,
+        heat: Arc<Heat>,
     ) -> Result<Self> {
         let me = Member {
             uuid: identity.uuid(),
@@ -106,6 +113,8 @@ impl ThisNode {
             state: NodeState::Joining,
             replicas: config.replicas,
             published: None,
+            rate: 0,
+            extra_owners: ExtraOwners::new(),
         };
         let id = ChitchatId::new(me.uuid.to_string(), me.incarnation, gossip);
         let membership = Membership::start(&config.name, id, config.pace, &Opened::new(socket)).await?;
@@ -120,6 +129,9 @@ impl ThisNode {
             wanted,
             told,
             metrics,
+            heat,
+            relief: Relief::default(),
+            looked_at: Instant::now(),
             me,
             view: View::default(),
             others_say: Vec::new(),
@@ -154,6 +166,7 @@ impl ThisNode {
                 }
                 _ = rounds.tick() => {
                     self.greet();
+                    self.look_at_load();
                     if self.membership.is_flooded().await {
                         self.restart("somebody tells of more than a cluster has").await;
                         ended = Box::pin(self.membership.ended());
@@ -176,6 +189,21 @@ impl ThisNode {
         for &seed in self.seeds.borrow().iter().filter(|seed| **seed != self.gossip && !self.peers.contains(seed)) {
             self.membership.greet(seed);
         }
+    }
+
+    /// Compares what is asked of this node with what is asked of the others, from time to time.
+    fn look_at_load(&mut self) {
+        if !self.rounds.is_multiple_of(ROUNDS_BETWEEN_LOOKS) {
+            return;
+        }
+        let elapsed = std::mem::replace(&mut self.looked_at, Instant::now()).elapsed();
+        let (map, uuid) = (Arc::clone(&self.told.current.borrow().map), self.me.uuid.to_string());
+        let owners = |slot: u16| {
+            let slot = Slot::try_from(slot).ok().filter(|&slot| map.owner(slot).id == uuid)?;
+            Some(map.owners(slot).len())
+        };
+        self.relief.look(&self.heat, elapsed, self.me.weight, &self.view.loads_beside(self.me.uuid), owners);
+        (self.me.rate, self.me.extra_owners) = (self.relief.rate(), self.relief.extra_owners());
     }
 
     /// What this node is now.
@@ -217,8 +245,10 @@ impl ThisNode {
         let mut others_say: Vec<_> = others.filter_map(|member| member.published).collect();
         others_say.sort_unstable_by_key(|published| (published.epoch, published.fingerprint));
         others_say.dedup();
+        let is_known = self.is_known(&view) && others_say == self.others_say;
         // A node that has left needs no map of those who stay.
-        if self.me.state == NodeState::Left || (self.is_known(&view) && others_say == self.others_say) {
+        if self.me.state == NodeState::Left || is_known {
+            self.view = view;
             return;
         }
         let fingerprint = view.fingerprint();
@@ -241,7 +271,7 @@ impl ThisNode {
 
     /// Whether nothing has changed that the map depends on.
     fn is_known(&self, view: &View) -> bool {
-        let of_map = |view: &View| (view.replicas(), view.nodes());
+        let of_map = |view: &View| (view.replicas(), view.nodes(), view.extra_owners());
         of_map(view) == of_map(&self.view)
     }
 

@@ -380,3 +380,40 @@ async fn epochs_outlive_their_node() {
     assert!(converged(&[&again]).await.epoch() > ahead);
     assert!(Arc::strong_count(&network) > 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_hot_slot_gets_extra_owners_and_loses_them_again() {
+    let network = Network::new(20);
+    let nodes = cluster(&network, 4).await;
+    let before = converged(&all(&nodes)).await;
+    let hot = Slot::try_from(77).unwrap();
+    let preferred = nodes.iter().find(|node| node.cluster.node_id() == before.owner(hot).id).unwrap();
+    let owners = |node: &Simulated| node.map().owners(hot).len();
+    // Those that own it share what is asked of it, as clients see to.
+    let asked = async {
+        loop {
+            let owning: Vec<_> =
+                nodes.iter().filter(|node| node.map().owners(hot).any(|owner| owner.id == node.cluster.node_id())).collect();
+            for node in &owning {
+                node.cluster.touched(|| hot, || (100 << 20) / owning.len() as u64);
+            }
+            sleep(INTERVAL).await;
+        }
+    };
+    let is_spread = until("it has owners enough", || nodes.iter().all(|node| owners(node) >= 3));
+    tokio::select! {
+        () = is_spread => {}
+        () = asked => {}
+    }
+    let spread = nodes[0].map();
+    assert_eq!(spread.owner(hot), before.owner(hot), "who was preferred still is");
+    assert!(spread.epoch() > before.epoch());
+    let mut others = slots().filter(|&slot| slot != hot);
+    assert!(others.all(|slot| spread.owners(slot).eq(before.owners(slot))), "no other slot is touched");
+    let extra = nodes.iter().filter(|node| node.cluster.previous_owner(hot).is_some());
+    assert!(extra.count() >= 1, "extra owners know from whom they may have it");
+    // Nothing is asked of it any more.
+    until("it has one owner", || nodes.iter().all(|node| owners(node) == 1)).await;
+    assert_eq!(preferred.map().owner(hot), before.owner(hot));
+    converged(&all(&nodes)).await;
+}

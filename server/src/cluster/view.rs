@@ -6,6 +6,8 @@ use flightcache_proto::{Node, NodeState};
 use uuid::Uuid;
 use xxhash_rust::xxh3::Xxh3;
 
+use super::heat::{ExtraOwners, Load};
+
 /// Members of a cluster at most: beyond, those of the highest UUIDs are left out, by every node alike.
 pub const MAX_MEMBERS: usize = 512;
 /// Owners of a slot at most.
@@ -30,6 +32,10 @@ pub struct Member {
     pub replicas: u32,
     /// The epoch of its slot map, and the fingerprint of the view that is of.
     pub published: Option<Published>,
+    /// Bytes a second it is asked for.
+    pub rate: u64,
+    /// Owners it wants for some of its slots beside those that any slot has.
+    pub(super) extra_owners: ExtraOwners,
 }
 
 /// An epoch, and the view it stands for.
@@ -84,7 +90,23 @@ impl View {
         (wanted as usize).clamp(1, self.owners().count().max(1))
     }
 
-    /// Equal for views that lead to the same slot map: owners with their weights and locations, and replicas.
+    /// Owners that some slots have beside those that any slot has: as many as any owner wants.
+    pub(super) fn extra_owners(&self) -> ExtraOwners {
+        let mut extra = ExtraOwners::new();
+        for (&slot, &wanted) in self.owners().flat_map(|member| &member.extra_owners) {
+            let owners = extra.entry(slot).or_default();
+            *owners = wanted.max(*owners);
+        }
+        extra
+    }
+
+    /// What the owners but one are asked for.
+    pub(super) fn loads_beside(&self, uuid: Uuid) -> Vec<Load> {
+        let others = self.owners().filter(|member| member.uuid != uuid);
+        others.map(|member| Load { rate: member.rate, weight: member.weight }).collect()
+    }
+
+    /// Equal for views that lead to the same slot map: owners with their weights and locations, replicas, and extra owners.
     pub fn fingerprint(&self) -> u64 {
         let mut hash = Xxh3::new();
         hash.update(&(self.replicas() as u64).to_le_bytes());
@@ -94,6 +116,10 @@ impl View {
                 hash.update(&number.to_le_bytes());
             }
             hash.update(member.uri.as_bytes());
+        }
+        for (slot, extra) in self.extra_owners() {
+            hash.update(&slot.to_le_bytes());
+            hash.update(&extra.to_le_bytes());
         }
         hash.digest()
     }
@@ -131,6 +157,8 @@ pub(super) mod tests {
             state: NodeState::Active,
             replicas: 1,
             published: None,
+            rate: 0,
+            extra_owners: ExtraOwners::new(),
         }
     }
 
@@ -193,7 +221,9 @@ pub(super) mod tests {
         assert_ne!(with(|m| m.uri = "grpc://elsewhere:1".into()), base);
         assert_ne!(with(|m| m.state = NodeState::Draining), base);
         assert_ne!(with(|m| m.incarnation = 2), base);
+        assert_ne!(with(|m| m.extra_owners = [(7, 1)].into()), base);
         assert_eq!(with(|m| m.published = Some(Published { epoch: 4, fingerprint: 4 })), base);
+        assert_eq!(with(|m| m.rate = 9), base);
         // Who owns nothing changes nothing.
         let joining = Member { state: NodeState::Joining, ..member(3) };
         assert_eq!(View::new([member(1), member(2), joining]).fingerprint(), base);
@@ -204,5 +234,13 @@ pub(super) mod tests {
         let crowd = |from: u128| (from..2_000).chain(0..from).map(member);
         assert_eq!(View::new(crowd(7)), View::new(crowd(900)));
         assert_eq!(View::new(crowd(0)).members().len(), MAX_MEMBERS);
+    }
+
+    #[test]
+    fn extra_owners_are_what_owners_want_most() {
+        let wanting = |uuid, extra: &[(u16, u32)]| Member { extra_owners: extra.iter().copied().collect(), ..member(uuid) };
+        let drains = Member { state: NodeState::Draining, ..wanting(3, &[(9, 9)]) };
+        let view = View::new([wanting(1, &[(1, 1), (2, 3)]), wanting(2, &[(2, 2)]), drains]);
+        assert_eq!(view.extra_owners(), [(1, 1), (2, 3)].into());
     }
 }

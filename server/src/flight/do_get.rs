@@ -12,7 +12,7 @@ use std::time::Instant;
 use arrow_flight::Ticket as FlightTicket;
 use bytes::{Buf as _, Bytes};
 use flightcache_proto::accept::{ACCEPT_HEADER, DICTIONARIES, PARQUET};
-use flightcache_proto::route::{EPOCH_HEADER, PEER_HEADER};
+use flightcache_proto::route::{ANSWERS_HEADER, EPOCH_HEADER, PEER_HEADER};
 use flightcache_proto::scan::SCAN_STATS_TRAILER;
 use flightcache_proto::{Error, ErrorKind, PeerAsk, Result, Ticket};
 use futures::stream::BoxStream;
@@ -156,6 +156,9 @@ pub(super) async fn respond(engine: &Arc<Engine>, sql: &Arc<Sql>, request: http:
         }
     };
     let mut response = http::Response::new(DoGetBody { messages, meter, has_ended: false });
+    if engine.slot_map().nodes().len() > 1 {
+        response.headers_mut().insert(ANSWERS_HEADER, HeaderValue::from(engine.metrics().active_scans.get().max(1) - 1));
+    }
     response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     response
 }

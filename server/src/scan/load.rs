@@ -293,6 +293,7 @@ impl Engine {
             }
         }
         group.looked_up(columns, wanted.iter().map(Wanted::resident_bytes));
+        self.touched(group, columns);
         if making.is_empty() {
             drop(reserved);
         } else {
@@ -313,6 +314,15 @@ impl Engine {
         }
         group.loaded(columns, &chunks);
         Ok(chunks)
+    }
+
+    /// Counts that somebody asks for columns of a row group. What another server asks for would not go to another owner.
+    fn touched(&self, group: &RowGroupRef, columns: &[usize]) {
+        if group.is_for_peer {
+            return;
+        }
+        let bytes = || columns.iter().map(|&column| group.footer.decoded_bytes_estimate(group.row_group, column)).sum();
+        self.cluster.touched(|| group.slot(), bytes);
     }
 
     /// The task of one load: reserve, fetch, decode, hand over.
@@ -514,6 +524,7 @@ impl Engine {
         let decoded = |column: usize| group.footer.decoded_bytes_estimate(group.row_group, column);
         let resident = columns.iter().zip(&found).map(|(&column, found)| found.is_ok().then(|| decoded(column)));
         group.looked_up(columns, resident);
+        self.touched(group, columns);
         group.all_encoded(found).await
     }
 

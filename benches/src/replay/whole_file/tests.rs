@@ -29,7 +29,7 @@ fn read(object: &str) -> Read {
 }
 
 async fn start(store: Arc<SlowStore>, count: usize) -> WholeFile {
-    WholeFile::start(store, count, ByteSize::mb(1), Clients::Shared).await.unwrap()
+    WholeFile::start(store, count, ByteSize::mb(1), Clients::SHARED).await.unwrap()
 }
 
 #[tokio::test]
