@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use flightcache_proto::Result;
 use futures::future::{Either, select};
 use tokio::time::Instant;
 
@@ -41,11 +40,11 @@ impl Default for Hedges {
 impl Hedges {
     /// The answer of `first`, or of `second`, which is asked if the first one takes long. The other is dropped. An error of the
     /// first before that is the answer; later the other may still save it.
-    pub(crate) async fn race<T, S: Future<Output = Result<T>>>(
+    pub(crate) async fn race<T, E, S: Future<Output = Result<T, E>>>(
         &self,
-        first: impl Future<Output = Result<T>>,
+        first: impl Future<Output = Result<T, E>>,
         second: impl FnOnce() -> S,
-    ) -> Result<T> {
+    ) -> Result<T, E> {
         let started = Instant::now();
         let delay = self.begin();
         let mut first = std::pin::pin!(first);
@@ -108,7 +107,7 @@ impl Hedges {
 mod tests {
     use std::cell::Cell;
 
-    use flightcache_proto::Error;
+    use flightcache_proto::{Error, Result};
 
     use super::*;
 

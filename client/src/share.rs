@@ -131,7 +131,7 @@ pub(crate) fn read(client: Client, share: Share, transfer: Transfer) -> impl Str
                 None => Ok(client.routes.anyone()),
             };
             let epoch = owners.as_ref().ok().and_then(|owners| owners.epoch).filter(|_| moves < MAX_MOVES);
-            let (known, mut passed_over) = (delivered.rows, 0);
+            let (known, mut passed_over, mut versions) = (delivered.rows, 0, 0);
             let begun = match &owners {
                 Ok(owners) => open(&client, &share, owners, epoch, avoid.as_ref(), transfer).await,
                 Err(error) => Err(Failed { error: error.clone(), at: None }),
@@ -146,12 +146,12 @@ pub(crate) fn read(client: Client, share: Share, transfer: Transfer) -> impl Str
                         Err(error) => break Failed { error, at: Some(at) },
                     };
                     let Frame { mut payload, stats } = frame;
-                    if let Some(stats) = stats {
-                        // Later, an answer may follow an object of which it sent nothing to a newer version.
-                        if passed_over < known && stats.versions != delivered.versions {
-                            break Failed { error: overwritten(), at: None };
-                        }
-                        delivered.versions = stats.versions;
+                    versions = stats.map_or(versions, |stats| stats.versions);
+                    if passed_over >= known {
+                        // An answer may follow an object of which it sent nothing to a newer version.
+                        delivered.versions = versions;
+                    } else if matches!(payload, Payload::Batch(_)) && versions != delivered.versions {
+                        break Failed { error: overwritten(), at: None };
                     }
                     if let Payload::Batch(batch) = payload {
                         let rows = batch.num_rows() as u64;
@@ -215,15 +215,17 @@ async fn open(
     candidates.sort_by_cached_key(|candidate| candidate.load());
     let begin = |connection: &Connection| {
         let (connection, ticket) = (connection.clone(), share.ticket.clone());
-        async move { Ok((Begun::begin(&connection, ticket, epoch, transfer).await?, connection)) }
+        async move {
+            match Begun::begin(&connection, ticket, epoch, transfer).await {
+                Ok(begun) => Ok((begun, connection)),
+                Err(error) => Err(Failed { error, at: Some(connection) }),
+            }
+        }
     };
     match candidates[..] {
         [] => Err(Failed { error: Error::internal("a slot without an owner"), at: None }),
-        [only] => begin(only).await.map_err(|error| Failed { error, at: Some(only.clone()) }),
-        [first, second, ..] => {
-            let begun = client.routes.hedges.race(begin(first), || begin(second)).await;
-            begun.map_err(|error| Failed { error, at: Some(first.clone()) })
-        }
+        [only] => begin(only).await,
+        [first, second, ..] => client.routes.hedges.race(begin(first), || begin(second)).await,
     }
 }
 

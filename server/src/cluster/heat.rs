@@ -126,12 +126,12 @@ impl Relief {
         }
         let rates: Vec<f64> =
             self.counted.iter().zip(counted).map(|(now, before)| now.saturating_sub(before) as f64 / seconds).collect();
-        let now = rates.iter().sum();
+        let now: f64 = rates.iter().sum();
         // Half of the look before: one burst is no load.
         self.rate = f64::midpoint(self.rate, now);
         let me = Load { rate: self.rate(), weight };
         let mean = others.iter().chain([&me]).map(|load| load.relative()).sum::<f64>() / (others.len() + 1) as f64;
-        self.cool_down(&rates, weight, mean, &owners);
+        self.cool_down(&rates, now, weight, mean, &owners);
         // What has been is no reason.
         let lasting = self.rate.min(now);
         let stands_out = lasting >= FLOOR && lasting / weight.max(1) as f64 > STANDS_OUT * mean;
@@ -143,8 +143,7 @@ impl Relief {
     }
 
     /// Takes extra owners back that are not needed any more.
-    fn cool_down(&mut self, rates: &[f64], weight: u64, mean: f64, owners: &impl Fn(u16) -> Option<usize>) {
-        let whole = self.rate;
+    fn cool_down(&mut self, rates: &[f64], whole: f64, weight: u64, mean: f64, owners: &impl Fn(u16) -> Option<usize>) {
         self.hot.retain(|&slot, hot| {
             // Its owners take equal parts of it, about.
             let elsewhere = rates[usize::from(slot)] * f64::from(hot.extra);
@@ -230,8 +229,8 @@ mod tests {
         node.others = 210;
         assert_eq!(node.looks(30, &[(2, 200), (4, 10), (6, 10)]), [(2, 2)], "it stays as long as it is hot");
         node.others = 10;
-        assert_eq!(node.looks(LOOKS_TO_REMOVE - 1, &[(2, 1), (4, 10), (6, 10)]), [(2, 2)]);
-        assert_eq!(node.looks(3, &[(2, 1), (4, 10), (6, 10)]), []);
+        assert_eq!(node.looks(LOOKS_TO_REMOVE - 1, &[(2, 1), (4, 3), (6, 3)]), [(2, 2)]);
+        assert_eq!(node.looks(1, &[(2, 1), (4, 3), (6, 3)]), []);
     }
 
     #[test]

@@ -156,9 +156,13 @@ impl ScanPlan {
         let target = target_bytes.max(self.estimated_bytes() / max_shares.max(1) + 1);
         let is_whole = self.request.limit.is_some() || self.request.rows.is_some();
         let schema = if self.spans_objects { Some(super::ipc_schema(&self.table)?) } else { None };
-        // Each repeats what was asked.
-        let share_bytes = SHARE_BYTES + self.request.to_protobuf().len() + schema.as_ref().map_or(0, Vec::len);
-        let is_cut_by_owner = map.ranges().len() > 1 && self.row_groups().count() <= MAX_SHARES_BYTES / share_bytes;
+        // Each repeats what was asked, and names its object and its owners.
+        let location_bytes = map.nodes().iter().map(|node| node.uri.as_ref().map_or(0, String::len)).max().unwrap_or(0);
+        let owners = map.ranges().iter().map(|range| range.owners.len()).max().unwrap_or(0);
+        let asked_bytes = self.request.to_protobuf().len() + schema.as_ref().map_or(0, Vec::len);
+        let share_bytes = SHARE_BYTES + asked_bytes + location_bytes * owners;
+        let of_object = |object: &ObjectPlan| (share_bytes + object.footer.object.url().len()) * object.row_groups.len();
+        let is_cut_by_owner = map.ranges().len() > 1 && self.objects.iter().map(of_object).sum::<usize>() <= MAX_SHARES_BYTES;
         let new_share = |slot: Slot| {
             let share = Share {
                 scan: self.request.clone(),
