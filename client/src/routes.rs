@@ -14,6 +14,7 @@ use flightcache_proto::{Error, ErrorKind, Node, Result, Slot, SlotMap, action};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http::Uri;
+use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
@@ -30,6 +31,12 @@ const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 /// The largest there is: the streams' windows bound what is unread. A connection's window would let streams that wait for their
 /// reader (shares read ahead, scans that pause) use it up and starve the one that is read.
 const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
+/// A connection request is sent anew after a second.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Where nothing comes, whether the other host still acknowledges is asked this often,
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// and so many times. By then the rest of a cluster knows as well, or is about to.
+const PROBES: u32 = 3;
 
 /// The slot map and the channels, cached.
 ///
@@ -43,6 +50,7 @@ pub struct Routes {
     /// By host and port, or path.
     connections: Mutex<HashMap<String, Connection>>,
     lookups: AtomicU64,
+    failed: AtomicU64,
     /// Of those who may be asked what any server can tell: the one that answers, as far as is known.
     contact: AtomicUsize,
     pub(crate) hedges: Hedges,
@@ -190,9 +198,9 @@ fn channel(address: &str) -> Result<Channel> {
     let authority = if is_path { "localhost" } else { address };
     let endpoint = Endpoint::from_shared(format!("http://{authority}"))
         .map_err(|e| Error::invalid(format!("{authority:?} is not a host and port: {e}")))?
+        // With looking up its name.
         .connect_timeout(Duration::from_secs(5))
-        .tcp_nodelay(true)
-        // A host that is gone, or cut off, says nothing.
+        // A server that is stopped says nothing.
         .http2_keep_alive_interval(Duration::from_secs(10))
         // One that is very busy says it late.
         .keep_alive_timeout(Duration::from_secs(20))
@@ -203,7 +211,17 @@ fn channel(address: &str) -> Result<Channel> {
     if is_path {
         return Ok(endpoint.connect_with_connector_lazy(UnixConnector(PathBuf::from(address).into())));
     }
-    Ok(endpoint.connect_lazy())
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    // A host that is gone, or cut off, acknowledges nothing; one that is busy does, by its kernel.
+    tcp.set_keepalive(Some(PROBE_INTERVAL));
+    tcp.set_keepalive_interval(Some(PROBE_INTERVAL));
+    tcp.set_keepalive_retries(Some(PROBES));
+    #[cfg(target_os = "linux")]
+    tcp.set_tcp_user_timeout(Some(PROBE_INTERVAL * PROBES));
+    Ok(endpoint.connect_with_connector_lazy(tcp))
 }
 
 impl Routes {
@@ -219,6 +237,7 @@ impl Routes {
             map: Mutex::default(),
             connections,
             lookups: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
             contact: AtomicUsize::new(0),
             hedges: Hedges::default(),
         })
@@ -303,6 +322,9 @@ impl Routes {
 
     /// Distrusts the map if an error says that it is, or may be, out of date.
     pub(crate) fn learn_from(&self, error: &Error) {
+        if error.kind == ErrorKind::Unavailable {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
         if matches!(error.kind, ErrorKind::Moved | ErrorKind::Unavailable)
             && let Some(known) = lock(&self.map).as_mut()
         {
@@ -352,6 +374,11 @@ impl Routes {
         let connection = connection(address)?;
         connections.insert(address.to_owned(), connection.clone());
         Ok(connection)
+    }
+
+    /// Requests that failed for want of their server.
+    pub(crate) fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
     }
 
     /// Times the slot map was asked for.
