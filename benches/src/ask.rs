@@ -1,11 +1,12 @@
-//! `ask`: one scan over and over, by one client that stays, against running servers: every row compared, every answer told.
+//! `ask`: scans over and over, by one client that stays, of running servers: rows compared, every answer told.
 //!
 //! What servers that come, go and are killed do to a client shows in its answers, one JSON line each ([`Told`]): how long it took and
 //! stood still, whether it failed, whether its rows were the right ones, and what the client has done so far to get them.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arrow::array::{Array as _, RecordBatch};
@@ -17,7 +18,6 @@ use flightcache::{Client, ScanBuilder};
 use futures::TryStreamExt as _;
 use futures::future::join_all;
 use serde::Serialize;
-use std::num::NonZeroUsize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -35,16 +35,16 @@ pub struct Options {
     /// A running server, such as `grpc://127.0.0.1:50051`. The slot map names the others of its cluster.
     #[arg(long)]
     pub server: String,
-    /// Object, prefix ending in `/`, or glob that each request reads.
-    #[arg(long)]
-    pub url: String,
+    /// Object, prefix ending in `/`, or glob that a request reads; of several, one after the other.
+    #[arg(long = "url", value_name = "URL", required = true)]
+    pub urls: Vec<String>,
     /// Columns of each request; without it all.
     #[arg(long, value_delimiter = ',')]
     pub columns: Option<Vec<String>>,
     /// Filter of each request, as SQL.
     #[arg(long)]
     pub filter: Option<String>,
-    /// Arrow IPC file with the rows that each answer must have, in their order. Without it rows are counted only.
+    /// Arrow IPC file with the rows that each answer must have, in their order; of one URL. Without it rows are counted only.
     #[arg(long)]
     pub expect: Option<PathBuf>,
     /// Requests at a time; each waits for its answer before the next.
@@ -137,10 +137,11 @@ async fn ask(
     Ok(())
 }
 
-/// The client, its scan, and the rows to be expected.
+/// The client, its scans, and the rows to be expected.
 struct Asking {
     client: Client,
-    scan: ScanBuilder,
+    scans: Vec<ScanBuilder>,
+    asked: AtomicUsize,
     expected: Option<RecordBatch>,
     /// Since 1970, and now.
     epoch: (Duration, Instant),
@@ -149,21 +150,25 @@ struct Asking {
 impl Asking {
     async fn new(options: &Options) -> Result<Self, Box<dyn std::error::Error>> {
         let client = Client::connect(&options.server).await?;
-        let mut scan = client.scan(&options.url);
-        if let Some(columns) = &options.columns {
-            scan = scan.columns(columns);
+        let mut scans: Vec<_> = options.urls.iter().map(|url| client.scan(url)).collect();
+        for scan in &mut scans {
+            if let Some(columns) = &options.columns {
+                *scan = scan.clone().columns(columns);
+            }
+            if let Some(filter) = &options.filter {
+                *scan = scan.clone().filter(filter);
+            }
         }
-        if let Some(filter) = &options.filter {
-            scan = scan.filter(filter);
-        }
-        let expected = match &options.expect {
-            Some(path) => {
+        let expected = match (&options.expect, &scans[..]) {
+            (None, _) => None,
+            (Some(path), [scan]) => {
                 let expected = read(path).map_err(|error| format!("{}: {error}", path.display()))?;
                 Some(of_types(&expected, &scan.clone().limit(0).send().await?.schema())?)
             }
-            None => None,
+            (Some(_), _) => return Err("rows can be expected of one URL only".into()),
         };
-        Ok(Self { client, scan, expected, epoch: (SystemTime::now().duration_since(UNIX_EPOCH)?, Instant::now()) })
+        let epoch = (SystemTime::now().duration_since(UNIX_EPOCH)?, Instant::now());
+        Ok(Self { client, scans, asked: AtomicUsize::new(0), expected, epoch })
     }
 
     async fn ask(&self, due: Instant) -> Told {
@@ -184,7 +189,8 @@ impl Asking {
             told.stood_ms = told.stood_ms.max(last.elapsed().as_secs_f64() * 1e3);
             last = Instant::now();
         };
-        let mut answer = self.scan.clone().send().await.inspect_err(|_| came(told))?;
+        let scan = &self.scans[self.asked.fetch_add(1, Ordering::Relaxed) % self.scans.len()];
+        let mut answer = scan.clone().send().await.inspect_err(|_| came(told))?;
         loop {
             let batch = answer.try_next().await;
             came(told);
@@ -267,11 +273,8 @@ mod tests {
         }
         let directory = tempfile::tempdir().unwrap();
         let expect = directory.path().join("expected.arrow");
-        let mut writer = arrow::ipc::writer::FileWriter::try_new_buffered(
-            std::fs::File::create(&expect).unwrap(),
-            &rows.schema(),
-        )
-        .unwrap();
+        let mut writer =
+            arrow::ipc::writer::FileWriter::try_new_buffered(std::fs::File::create(&expect).unwrap(), &rows.schema()).unwrap();
         writer.write(&rows).unwrap();
         writer.finish().unwrap();
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());

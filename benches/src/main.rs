@@ -26,7 +26,7 @@ enum Command {
     Replay(replay::Options),
     /// Ask a server at constant rates, and tell how long answers take.
     Load(load::Options),
-    /// Ask running servers for one scan over and over, compare every row, and tell each answer as a JSON line.
+    /// Ask running servers over and over, as one client that stays; compare rows, and tell each answer as a JSON line.
     Ask(ask::Options),
     /// Compute hit rates of eviction policies on traces, without a server.
     Simulate(simulate::Options),

@@ -112,31 +112,32 @@ class Cluster:
     """Servers that know each other."""
 
     def __init__(self, store, binaries, hosts, name, settings=()):
-        self.node = {host: Node(store, binaries, host, name, settings) for host in hosts}
+        self.make = lambda host: Node(store, binaries, host, name, settings)
+        self.node = {host: self.make(host) for host in hosts}
         for node in self.node.values():
             node.start()
         for node in self.node.values():
             node.ready()
         self.settle(*hosts)
 
+    def add(self, host):
+        self.node[host] = self.make(host)
+        self.node[host].start()
+        self.node[host].ready()
+
     def settle(self, *hosts):
         """Waits until these see that they are all there is, and each owns slots. Tells how long that took."""
         all_there_is = {self.node[host].uri for host in hosts}
-        epochs = set()
-
         def sees_all(host):
-            # Cheap, as it is asked often; then exactly.
             seen = {uri for uri, node in self.node[host].nodes().items() if node["state"] == "active" and node["slots_owned"] > 0}
             return seen == all_there_is
 
         def agree():
-            epochs.clear()
-            for host in hosts:
-                metrics = self.node[host].metrics()
-                if metrics.get('flightcache_cluster_nodes{state="active"}') != len(hosts):
-                    return False
-                epochs.add(metrics["flightcache_cluster_epoch"])
-            return len(epochs) == 1 and all(sees_all(host) for host in hosts)
+            # What is cheap first: it is asked often.
+            metrics = [self.node[host].metrics() for host in hosts]
+            counts = {told.get('flightcache_cluster_nodes{state="active"}') for told in metrics}
+            epochs = {told["flightcache_cluster_epoch"] for told in metrics}
+            return counts == {len(hosts)} and len(epochs) == 1 and all(sees_all(host) for host in hosts)
 
         return until(agree, f"{', '.join(hosts)} are the cluster")
 
@@ -149,10 +150,11 @@ class Cluster:
 class Asker:
     """A client on a host: `flightcache-bench ask`. What it tells is in `told` as soon as it is."""
 
-    def __init__(self, store, binaries, host, server, *options):
+    def __init__(self, store, binaries, host, server, *options, urls=(URL,)):
         self.host, self.told = host, []
         self.errors = open(store.directory / f"{host}.log", "ab")
-        command = [pathlib.Path(binaries) / "flightcache-bench", "ask", "--server", f"grpc://{address_of(server)}:{FLIGHT}", "--url", URL, *options]
+        command = [pathlib.Path(binaries) / "flightcache-bench", "ask", "--server", f"grpc://{address_of(server)}:{FLIGHT}",
+                   *(word for url in urls for word in ("--url", url)), *options]
         self.process = store.hosts.popen(host, command, env=store.env, stdout=subprocess.PIPE, stderr=self.errors, text=True)
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
