@@ -15,6 +15,9 @@ SERVERS = ("s1", "s2", "s3")
 # Within this a crash is seen (`--detection-bound`); and what the rest of an answer may take beyond it, on a busy machine.
 BOUND_S, SLACK_S = 5.0, 3.0
 
+# Connections of clients that were cut off hold a server that ends up for as long as `drain`.
+SETTINGS = ("--drain", "10s", "--log", "info,flightcache_server::flight=warn")
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
@@ -73,7 +76,7 @@ class Load:
 
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_clients_lose_nothing_but_time(store, replicas):
-    cluster = Cluster(store, BIN, SERVERS, f"lab-{replicas}", ["--replicas", str(replicas), "--log", "info"])
+    cluster = Cluster(store, BIN, SERVERS, f"lab-{replicas}", ["--replicas", str(replicas), *SETTINGS])
     hosts, node = store.hosts, cluster.node
     # Of two owners the other may be asked as often as it likes.
     at_most_retried = {1: 1, 2: 1_000}[replicas]

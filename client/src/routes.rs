@@ -11,8 +11,9 @@ use std::time::Duration;
 use arrow_flight::Action;
 use arrow_flight::flight_service_client::FlightServiceClient;
 use flightcache_proto::{Error, ErrorKind, Node, Result, Slot, SlotMap, action};
-use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use http::Uri;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
@@ -31,6 +32,8 @@ const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 /// The largest there is: the streams' windows bound what is unread. A connection's window would let streams that wait for their
 /// reader (shares read ahead, scans that pause) use it up and starve the one that is read.
 const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
+/// How long one server may take to tell the slot map before another is asked too.
+const NEXT_CONTACT_AFTER: Duration = Duration::from_millis(500);
 /// A connection request is sent anew after a second.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Where nothing comes, whether the other host still acknowledges is asked this often,
@@ -275,21 +278,28 @@ impl Routes {
         self.refresh().await
     }
 
-    /// The slot map, which replaces an older one, of the first server that tells it.
+    /// The slot map, which replaces an older one, of the first server that tells it. One that takes its time is not waited for alone.
     pub async fn refresh(&self) -> Result<Arc<SlotMap>> {
         let contacts = self.contacts();
         let first = self.contact.load(Ordering::Relaxed);
+        let mut others = (first..first + contacts.len()).map(|at| at % contacts.len());
+        let mut asked = FuturesUnordered::new();
         let mut failed = None;
-        for at in (first..first + contacts.len()).map(|at| at % contacts.len()) {
-            match self.refresh_from(&contacts[at]).await {
-                Err(error) if error.kind == ErrorKind::Unavailable => failed = failed.or(Some(error)),
-                told => {
+        loop {
+            let next = others.next();
+            asked.extend(next.map(|at| self.refresh_from(&contacts[at]).map(move |told| (at, told))));
+            let patience = if next.is_some() { NEXT_CONTACT_AFTER } else { Duration::MAX };
+            match tokio::time::timeout(patience, asked.next()).await {
+                // The next one is asked as well.
+                Err(_) => {}
+                Ok(Some((_, Err(error)))) if error.kind == ErrorKind::Unavailable => failed = failed.or(Some(error)),
+                Ok(Some((at, told))) => {
                     self.contact.store(at, Ordering::Relaxed);
                     return told;
                 }
+                Ok(None) => return Err(failed.unwrap_or_else(|| Error::internal("there is nobody to be asked for the slot map"))),
             }
         }
-        Err(failed.unwrap_or_else(|| Error::internal("there is nobody to be asked for the slot map")))
     }
 
     /// A server's slot map, which replaces an older one.
