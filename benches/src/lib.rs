@@ -4,10 +4,11 @@
 //! steps.
 //!
 //! Reading order: [`place`] and [`slow_store`] (where the data is, and how far away), [`generate`] and [`data`] (what it is),
-//! [`mod@replay`], [`mod@load`], [`mod@simulate`], [`scans`], [`residency`], [`mod@sql`] and [`wire`] (what is measured), [`workloads`],
+//! [`mod@replay`], [`mod@load`], [`mod@ask`], [`mod@simulate`], [`scans`], [`residency`], [`mod@sql`] and [`wire`] (what is measured), [`workloads`],
 //! [`import`] and [`export`] (the traces it is measured on), [`quickstart`] (the least of it that says something), [`report`]
 //! and [`output`] (what is left behind).
 
+pub mod ask;
 mod cpu;
 pub mod data;
 pub mod export;

@@ -193,16 +193,16 @@ fn rates(text: &str) -> Result<Rates, String> {
     if text == "auto" {
         return Ok(Rates::Auto);
     }
-    let rate = |text: &str| {
-        let rate = text.trim().parse().ok().filter(|rate| RATES_PER_S.contains(rate));
-        rate.ok_or_else(|| {
-            format!("'{text}' is neither auto nor a rate of {} to {} requests a second", RATES_PER_S.start(), RATES_PER_S.end())
-        })
-    };
+    let rate = |text| rate(text).map_err(|error| format!("{error}, nor auto"));
     text.split(',').map(rate).collect::<Result<_, _>>().map(Rates::Given)
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.trim().parse().ok().filter(|rate| RATES_PER_S.contains(rate));
+    rate.ok_or_else(|| format!("'{text}' is no rate of {} to {} requests a second", RATES_PER_S.start(), RATES_PER_S.end()))
+}
+
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if duration.is_zero() { Err("it must be longer than nothing".to_owned()) } else { Ok(duration) }
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use flightcache_bench::{export, generate, import, load, quickstart, replay, residency, scans, simulate, sql, wire};
+use flightcache_bench::{ask, export, generate, import, load, quickstart, replay, residency, scans, simulate, sql, wire};
 
 // Buffers of a MiB come and go with every answer: glibc gives each back to the system and faults it in anew.
 #[global_allocator]
@@ -26,6 +26,8 @@ enum Command {
     Replay(replay::Options),
     /// Ask a server at constant rates, and tell how long answers take.
     Load(load::Options),
+    /// Ask running servers over and over, as one client that stays; compare rows, and tell each answer as a JSON line.
+    Ask(ask::Options),
     /// Compute hit rates of eviction policies on traces, without a server.
     Simulate(simulate::Options),
     /// Turn a trace of another program into JSON Lines.
@@ -62,6 +64,7 @@ async fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         Command::Generate(options) => generate::run(options).await,
         Command::Replay(options) => replay::run(options).await,
         Command::Load(options) => load::run(&options).await,
+        Command::Ask(options) => ask::run(options).await,
         Command::Simulate(options) => simulate::run(&options),
         Command::Import(options) => Ok(import::run(&options)?),
         Command::Residency(options) => residency::run(options).await,

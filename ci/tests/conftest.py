@@ -6,15 +6,18 @@ import pathlib
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
-import time
-import urllib.request
 
 import pyarrow.flight as flight
 import pytest
 from pyarrow import fs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "ci"))
+
+from lab.seaweed import SeaweedFS  # noqa: E402
+
 DATA = ROOT / "server/tests/data"
 BIN = pathlib.Path(os.environ["CARGO_TARGET_DIR"]) / "debug"
 
@@ -37,33 +40,12 @@ def free_ports(count):
     raise RuntimeError("no free ports")
 
 
-class S3:
-    """SeaweedFS."""
+class S3(SeaweedFS):
+    """SeaweedFS on this host, with a bucket `lake`."""
 
     def __init__(self, directory):
-        port = free_ports(10)
-        config = pathlib.Path(directory) / "s3.json"
-        credentials = [{"accessKey": "testkey", "secretKey": "testsecret"}]
-        actions = ["Admin", "Read", "Write", "List"]
-        config.write_text(json.dumps({"identities": [{"name": "test", "credentials": credentials, "actions": actions}]}))
-        names = ["s3.port", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc", "s3.port.grpc"]
-        flags = [f"-{name}={port + at}" for at, name in enumerate(names)]
-        self.log = open(pathlib.Path(directory) / "log", "wb")
-        self.process = subprocess.Popen(
-            [os.environ["FLIGHTCACHE_TEST_WEED"], "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={directory}", "-master.telemetry=false",
-             f"-s3.config={config}", "-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-admin.ui=false", "-webdav=false", *flags],
-            stdout=self.log, stderr=self.log)
-        self.endpoint = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(self.endpoint + "/healthz", timeout=1)
-                break
-            except OSError:
-                assert time.monotonic() < deadline and self.process.poll() is None, "SeaweedFS did not start"
-                time.sleep(0.05)
+        super().__init__(directory, "127.0.0.1", free_ports(10))
         self.fs = fs.S3FileSystem(access_key="testkey", secret_key="testsecret", endpoint_override=self.endpoint, region="us-east-1", allow_bucket_creation=True)
-        self.env = {"AWS_ENDPOINT_URL": self.endpoint, "AWS_ACCESS_KEY_ID": "testkey", "AWS_SECRET_ACCESS_KEY": "testsecret", "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true"}
         self.fs.create_dir("lake")
 
     def put(self, key, data):

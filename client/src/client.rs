@@ -140,6 +140,12 @@ impl Client {
         self.routes.hedges.sent()
     }
 
+    /// Requests for plans and shares of scans that failed for want of their server, or of the store behind it. Where that
+    /// may help, they were sent again.
+    pub fn failed_requests(&self) -> u64 {
+        self.routes.failed()
+    }
+
     pub(crate) async fn act_once<T: DeserializeOwned>(&self, name: &str, body: &impl Serialize) -> Result<T> {
         let mut answers = self.act(name, body).await?;
         answers.pop().ok_or_else(|| Error::internal(format!("{name}: the server answered nothing")))

@@ -11,9 +11,11 @@ use std::time::Duration;
 use arrow_flight::Action;
 use arrow_flight::flight_service_client::FlightServiceClient;
 use flightcache_proto::{Error, ErrorKind, Node, Result, Slot, SlotMap, action};
-use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use http::Uri;
+use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::time::Instant;
@@ -31,6 +33,14 @@ const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 /// The largest there is: the streams' windows bound what is unread. A connection's window would let streams that wait for their
 /// reader (shares read ahead, scans that pause) use it up and starve the one that is read.
 const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
+/// How long one server may take to tell the slot map before another is asked too.
+const NEXT_CONTACT_AFTER: Duration = Duration::from_millis(500);
+/// A connection request is sent anew after a second.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Where nothing comes, whether the other host still acknowledges is asked this often,
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// and so many times. By then the rest of a cluster knows as well, or is about to.
+const PROBES: u32 = 3;
 
 /// The slot map and the channels, cached.
 ///
@@ -44,6 +54,7 @@ pub struct Routes {
     /// By host and port, or path.
     connections: Mutex<HashMap<String, Connection>>,
     lookups: AtomicU64,
+    failed: AtomicU64,
     /// Of those who may be asked what any server can tell: the one that answers, as far as is known.
     contact: AtomicUsize,
     pub(crate) hedges: Hedges,
@@ -207,9 +218,9 @@ fn channel(address: &str) -> Result<Channel> {
     let authority = if is_path { "localhost" } else { address };
     let endpoint = Endpoint::from_shared(format!("http://{authority}"))
         .map_err(|e| Error::invalid(format!("{authority:?} is not a host and port: {e}")))?
+        // With looking up its name.
         .connect_timeout(Duration::from_secs(5))
-        .tcp_nodelay(true)
-        // A host that is gone, or cut off, says nothing.
+        // A server that is stopped says nothing.
         .http2_keep_alive_interval(Duration::from_secs(10))
         // One that is very busy says it late.
         .keep_alive_timeout(Duration::from_secs(20))
@@ -220,7 +231,17 @@ fn channel(address: &str) -> Result<Channel> {
     if is_path {
         return Ok(endpoint.connect_with_connector_lazy(UnixConnector(PathBuf::from(address).into())));
     }
-    Ok(endpoint.connect_lazy())
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    // A host that is gone, or cut off, acknowledges nothing; one that is busy does, by its kernel.
+    tcp.set_keepalive(Some(PROBE_INTERVAL));
+    tcp.set_keepalive_interval(Some(PROBE_INTERVAL));
+    tcp.set_keepalive_retries(Some(PROBES));
+    #[cfg(target_os = "linux")]
+    tcp.set_tcp_user_timeout(Some(PROBE_INTERVAL * PROBES));
+    Ok(endpoint.connect_with_connector_lazy(tcp))
 }
 
 impl Routes {
@@ -236,6 +257,7 @@ impl Routes {
             map: Mutex::default(),
             connections,
             lookups: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
             contact: AtomicUsize::new(0),
             hedges: Hedges::default(),
         })
@@ -273,21 +295,28 @@ impl Routes {
         self.refresh().await
     }
 
-    /// The slot map, which replaces an older one, of the first server that tells it.
+    /// The slot map, which replaces an older one, of the first server that tells it. One that takes its time is not waited for alone.
     pub async fn refresh(&self) -> Result<Arc<SlotMap>> {
         let contacts = self.contacts();
         let first = self.contact.load(Ordering::Relaxed);
+        let mut others = (first..first + contacts.len()).map(|at| at % contacts.len());
+        let mut asked = FuturesUnordered::new();
         let mut failed = None;
-        for at in (first..first + contacts.len()).map(|at| at % contacts.len()) {
-            match self.refresh_from(&contacts[at]).await {
-                Err(error) if error.kind == ErrorKind::Unavailable => failed = failed.or(Some(error)),
-                told => {
+        loop {
+            let next = others.next();
+            asked.extend(next.map(|at| self.refresh_from(&contacts[at]).map(move |told| (at, told))));
+            let patience = if next.is_some() { NEXT_CONTACT_AFTER } else { Duration::MAX };
+            match tokio::time::timeout(patience, asked.next()).await {
+                // The next one is asked as well.
+                Err(_) => {}
+                Ok(Some((_, Err(error)))) if error.kind == ErrorKind::Unavailable => failed = failed.or(Some(error)),
+                Ok(Some((at, told))) => {
                     self.contact.store(at, Ordering::Relaxed);
                     return told;
                 }
+                Ok(None) => return Err(failed.unwrap_or_else(|| Error::internal("there is nobody to be asked for the slot map"))),
             }
         }
-        Err(failed.unwrap_or_else(|| Error::internal("there is nobody to be asked for the slot map")))
     }
 
     /// A server's slot map, which replaces an older one.
@@ -320,6 +349,9 @@ impl Routes {
 
     /// Distrusts the map if an error says that it is, or may be, out of date.
     pub(crate) fn learn_from(&self, error: &Error) {
+        if error.kind == ErrorKind::Unavailable {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
         if matches!(error.kind, ErrorKind::Moved | ErrorKind::Unavailable)
             && let Some(known) = lock(&self.map).as_mut()
         {
@@ -369,6 +401,11 @@ impl Routes {
         let connection = connection(address)?;
         connections.insert(address.to_owned(), connection.clone());
         Ok(connection)
+    }
+
+    /// Requests that failed for want of their server.
+    pub(crate) fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
     }
 
     /// Times the slot map was asked for.

@@ -95,7 +95,9 @@ async fn one_owner_alone_is_asked_again() {
         high.answer_get("a", vec![broken()]);
     }
     high.answer_get("a", versioned(7, [1, 2]));
-    assert_eq!(read(&low.connect().await).await, (vec![1, 2], None));
+    let client = low.connect().await;
+    assert_eq!(read(&client).await, (vec![1, 2], None));
+    assert_eq!(client.failed_requests(), 6);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -144,8 +146,9 @@ async fn who_says_that_a_slot_moved_is_asked_where_to() {
     low.answer_plan(Ok(plan([endpoint("a", HIGH, 1)])));
     low.answer_get("a", vec![Step::Fail(failure(ErrorKind::Moved, "not here"))]);
     high.answer_get("a", rows([7]));
-    assert_eq!(read(&seed.connect().await).await, (vec![7], None));
-    assert_eq!((seed.counts().maps, low.counts().maps), (1, 1));
+    let client = seed.connect().await;
+    assert_eq!(read(&client).await, (vec![7], None));
+    assert_eq!((seed.counts().maps, low.counts().maps, client.failed_requests()), (1, 1, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
