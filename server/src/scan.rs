@@ -42,6 +42,7 @@ use tokio::sync::{OnceCell, Semaphore, mpsc};
 
 pub(crate) use growth::BoundGrowth;
 pub use parquet_rows::ParquetRows;
+pub(crate) use peers::ForPeer;
 pub use plan::ScanPlan;
 pub use resident::{ChunkKey, Form};
 pub use row_reads::{PickedRows, RowReads};
@@ -132,7 +133,7 @@ impl Engine {
             metrics,
             read_ahead_bytes: settings.read_ahead.as_u64(),
             cluster,
-            peers: Peers::default(),
+            peers: Peers::new(settings.peer_bandwidth.map(|bytes| bytes.as_u64())),
             handed_over: OnceCell::new(),
             recorder,
             requests: AtomicU64::new(0),

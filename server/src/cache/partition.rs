@@ -168,8 +168,8 @@ impl<K: Hash + Eq + Clone, V, E> Partition<K, V, E> {
         Some(touched)
     }
 
-    pub(super) fn contains(&self, key: &K) -> bool {
-        self.segments.iter().any(|segment| segment.contains(key))
+    pub(super) fn peek(&self, key: &K) -> Option<Pinned<V>> {
+        self.segments.iter().find_map(|segment| segment.peek(key)).map(|slot| Arc::clone(&slot.entry))
     }
 
     /// Adds an entry: on probation, or protected if another request used it before and its ghost is still there.
@@ -227,6 +227,15 @@ impl<K: Hash + Eq + Clone, V, E> Partition<K, V, E> {
 
     pub(super) fn entries(&self) -> impl Iterator<Item = (&K, &Entry<V>)> {
         self.segments.iter().flatten().map(|(key, slot)| (key, &*slot.entry))
+    }
+
+    /// Keys of all entries with their heat: whether they were used again, and the tick of their last use.
+    pub(super) fn heat(&self) -> impl Iterator<Item = ((bool, u64), &K)> {
+        let entries = move |segment: Segment| {
+            let is_again = segment == segment.again();
+            self.segments[segment as usize].iter().map(move |(key, slot)| ((is_again, slot.tick), key))
+        };
+        SEGMENTS.into_iter().flat_map(entries)
     }
 
     pub(super) fn len(&self) -> usize {

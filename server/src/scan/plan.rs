@@ -149,6 +149,24 @@ impl ScanPlan {
         columns
     }
 
+    /// The same of some table columns only.
+    pub(super) fn of_columns(&self, output: Vec<usize>) -> Result<Self> {
+        let schema = self.table.project(&output).map_err(|e| Error::internal(e.to_string()))?;
+        let names = schema.fields().iter().map(|field| field.name().clone()).collect();
+        Ok(Self {
+            request: ScanRequest { columns: Some(names), ..self.request.clone() },
+            schema: Arc::new(schema),
+            table: Arc::clone(&self.table),
+            output,
+            predicate: self.predicate.clone(),
+            aggregate: self.aggregate.clone(),
+            objects: self.objects.clone(),
+            opening: OnceLock::new(),
+            statistics: OnceLock::new(),
+            ..*self
+        })
+    }
+
     /// Cuts the scan into shares of up to `target_bytes` decoded, at most `max_shares`, in order; and where other owners' row groups
     /// begin, unless that would make very many. Scans with a limit or row numbers stay whole: only one reader can know when to
     /// stop, or keep the order.
@@ -312,6 +330,26 @@ impl Engine {
         tokio::task::yield_now().await;
         let plan = Arc::new(self.plan_on(ticket, footers, meter).await?);
         self.plans.keep(ticket, &plan);
+        Ok(plan)
+    }
+
+    /// Plans what another server asks for, which is of one version, validated there. It is another thing for each row group, so the plan is
+    /// not kept.
+    pub(super) async fn plan_for_peer(
+        self: &Arc<Self>,
+        ticket: &Ticket,
+        share: &Share,
+        meter: &Arc<ScanMeter>,
+    ) -> Result<ScanPlan> {
+        let mut footers = Vec::new();
+        for candidate in self.candidates_of(share)? {
+            let version = candidate.share.as_ref().and_then(|share| share.version.clone());
+            let version = version.ok_or_else(|| Error::invalid("servers ask each other for versions, which they name"))?;
+            let footer = self.footers.of_version(&candidate.object, &version, meter).await?;
+            footers.push((footer, candidate));
+        }
+        let plan = self.plan_on(ticket, footers, meter).await?;
+        meter.versions.store(plan.versions, Ordering::Relaxed);
         Ok(plan)
     }
 
