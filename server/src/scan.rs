@@ -132,7 +132,7 @@ impl Engine {
             metrics,
             read_ahead_bytes: settings.read_ahead.as_u64(),
             cluster,
-            peers: Peers::default(),
+            peers: Peers::new(settings.peer_bandwidth.map(|bytes| bytes.as_u64())),
             handed_over: OnceCell::new(),
             recorder,
             requests: AtomicU64::new(0),

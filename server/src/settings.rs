@@ -20,6 +20,8 @@ use crate::object::Freshness;
 const GOSSIP_PORT: u16 = 50_053;
 const MAX_CLUSTER_NAME_BYTES: usize = 64;
 const MAX_SEEDS: usize = 64;
+/// With less, no row group would ever come.
+const MIN_PEER_BANDWIDTH: ByteSize = ByteSize::mib(1);
 
 /// Everything that can be set. Field names are the keys of the TOML file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -98,6 +100,10 @@ pub struct Settings {
     pub weight: Option<u64>,
     /// Owners of each slot. Where nodes differ, the highest counts.
     pub replicas: u32,
+    /// Bytes a second that this node takes from the others, at least 1 MiB; without it as many as the network carries. What would have to
+    /// wait for long is read from the store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_bandwidth: Option<ByteSize>,
     /// Time between rounds of gossip.
     #[serde(with = "humantime_text")]
     pub gossip_interval: Duration,
@@ -183,6 +189,7 @@ impl Default for Settings {
             data_directory: None,
             weight: None,
             replicas: 1,
+            peer_bandwidth: None,
             gossip_interval: Duration::from_millis(200),
             detection_bound: Duration::from_secs(5),
             sources: Vec::new(),
@@ -270,6 +277,9 @@ impl Settings {
         }
         if !(1..=MAX_REPLICAS).contains(&self.replicas) {
             return Err(Error::invalid(format!("replicas must lie between 1 and {MAX_REPLICAS}")));
+        }
+        if self.peer_bandwidth.is_some_and(|bandwidth| bandwidth < MIN_PEER_BANDWIDTH) {
+            return Err(Error::invalid(format!("peer_bandwidth must be at least {MIN_PEER_BANDWIDTH} a second")));
         }
         if !(Duration::from_millis(10)..=Duration::from_mins(1)).contains(&self.gossip_interval) {
             return Err(Error::invalid("gossip_interval must lie between 10ms and 1m"));
@@ -430,6 +440,10 @@ pub struct Flags {
     #[arg(long, env = "FLIGHTCACHE_REPLICAS", value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     replicas: Option<u32>,
+    /// Bytes a second that may come from other nodes, such as 500MiB [default: as many as the network carries].
+    #[arg(long, env = "FLIGHTCACHE_PEER_BANDWIDTH", value_name = "BYTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer_bandwidth: Option<ByteSize>,
     /// Time between rounds of gossip, such as 200ms.
     #[arg(long, env = "FLIGHTCACHE_GOSSIP_INTERVAL", value_name = "DURATION")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -521,12 +535,14 @@ mod tests {
     fn a_cluster_is_set_by_flags_and_printed() {
         let node =
             ["--source", "s3://b/", "--cluster", "lake", "--seed", "cache:50053", "--seed", "[::1]:50053", "--replicas", "2"];
+        let node = [&node[..], &["--peer-bandwidth", "500MiB"]].concat();
         let settings = flags(&node).settings().unwrap();
         assert_eq!(settings.seeds, ["cache:50053", "[::1]:50053"]);
         assert_eq!(settings.gossip_addr(), SocketAddr::from(([127, 0, 0, 1], 50_053)));
         assert_eq!(settings.weight_or_capacity(), 1_024);
         let again: Settings = toml::from_str(&settings.to_toml().unwrap()).unwrap();
         assert_eq!((again.cluster.as_deref(), again.seeds, again.replicas), (Some("lake"), settings.seeds, 2));
+        assert_eq!(again.peer_bandwidth, Some(ByteSize::mib(500)));
         assert_eq!(again.detection_bound, Duration::from_secs(5));
 
         let alone = ["--source", "s3://b/"];
@@ -544,6 +560,8 @@ mod tests {
             (["--weight", "0"], "weight"),
             (["--replicas", "0"], "replicas"),
             (["--replicas", "17"], "replicas"),
+            (["--peer-bandwidth", "0B"], "peer_bandwidth"),
+            (["--peer-bandwidth", "1023KiB"], "peer_bandwidth"),
             (["--gossip-interval", "1ms"], "gossip_interval"),
             (["--gossip-interval", "300ms"], "6s 300ms"),
             (["--detection-bound", "4s"], "detection_bound"),

@@ -7,6 +7,8 @@
 //!
 //! Nothing depends on an answer: whatever goes wrong, the store is asked instead.
 
+mod rate;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,6 +27,7 @@ use futures::StreamExt as _;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use self::rate::Rate;
 use super::Engine;
 use super::load::{CHUNK_OVERHEAD_BYTES, RowGroupRef};
 use super::plan::ScanPlan;
@@ -38,6 +41,8 @@ const PULLS: usize = 16;
 const STALL: Duration = Duration::from_secs(10);
 /// How long a load may take to begin: as long as it may wait for memory.
 const LOAD_STALL: Duration = Duration::from_secs(30);
+/// How long a pull waits for `peer_bandwidth`: the store has answered by then.
+const RATE_PATIENCE: Duration = Duration::from_secs(2);
 /// Larger chunks come in pieces, or as one array whose offsets would overflow.
 const MAX_CHUNK_BYTES: u64 = 1 << 30;
 /// Row groups handed over at a time.
@@ -48,10 +53,11 @@ const HAND_OVER_PAUSE: Duration = Duration::from_millis(200);
 /// Servers an action is sent to at a time.
 const TOLD_AT_A_TIME: usize = 16;
 
-/// The ways to other servers.
-#[derive(Debug, Default)]
+/// The ways to other servers, and how much may come over all of them.
+#[derive(Debug)]
 pub(super) struct Peers {
     known: Mutex<HashMap<String, Way>>,
+    rate: Rate,
 }
 
 /// To one server, and a permit for each row group that may be asked for.
@@ -62,6 +68,11 @@ struct Way {
 }
 
 impl Peers {
+    /// Nobody is known yet. At most `bytes_per_second` may come, if that is said.
+    pub(super) fn new(bytes_per_second: Option<u64>) -> Self {
+        Self { known: Mutex::default(), rate: Rate::new(bytes_per_second) }
+    }
+
     /// The way to a node, kept for the next time. Those of nodes that are gone are forgotten.
     fn way(&self, node: &Node, map: &SlotMap) -> Result<Way> {
         let unreachable = || Error::new(ErrorKind::Unavailable, format!("node {} has no location", node.id));
@@ -180,6 +191,10 @@ impl Engine {
         let stalled = |what: &str| Error::new(ErrorKind::Unavailable, format!("node {}: {what}", node.id));
         let permit = timeout(STALL, pulls.acquire()).await.map_err(|_| stalled("too much is asked of it already"))?;
         let _permit = permit.map_err(|e| Error::internal(e.to_string()))?;
+        let expected = columns.iter().map(|&column| group.footer.decoded_bytes_estimate(group.row_group, column));
+        let taken = self.peers.rate.take(expected.fold(0, u64::saturating_add), RATE_PATIENCE).await;
+        let (mut taken, waited) = taken.inspect_err(|_| self.metrics.peer_refusals.inc())?;
+        self.metrics.peer_wait_seconds.observe(waited.as_secs_f64());
         let first = if ask == PeerAsk::Resident { STALL } else { LOAD_STALL };
         let mut answer = timeout(first, peer.chunks(ticket.encode().into(), ask)).await.map_err(|_| stalled("no answer"))??;
         let (mut batches, mut rows, mut bytes) = (Vec::new(), 0, 0);
@@ -190,6 +205,7 @@ impl Engine {
             rows += batch.num_rows();
             let more = batch.get_array_memory_size() as u64;
             bytes += more;
+            taken.came(more);
             if batch.num_rows() == 0 || rows > group.footer.row_group_rows(group.row_group) {
                 return Err(Error::internal(format!("node {} sent other rows than it was asked for", node.id)));
             }
