@@ -5,7 +5,7 @@ use bytes::Bytes;
 use flightcache_proto::{PeerAsk, Result};
 use futures::TryStreamExt as _;
 
-use crate::receive::{self, Answer};
+use crate::receive::{self, PeerAnswer};
 use crate::retry::from_status;
 use crate::routes::{Connection, connect, flight};
 
@@ -19,9 +19,10 @@ impl Peer {
         connect(location).map(Self)
     }
 
-    /// Asks for the column chunks of a share of one row group.
-    pub async fn chunks(&self, ticket: Bytes, ask: PeerAsk) -> Result<Answer> {
-        receive::pull(&self.0, ticket, ask).await
+    /// Asks for the column chunks of a share of one row group: as Parquet bytes or, if it `takes_arrays`, as those from a server that
+    /// keeps no such bytes.
+    pub async fn chunks(&self, ticket: Bytes, ask: PeerAsk, takes_arrays: bool) -> Result<PeerAnswer> {
+        receive::pull(&self.0, ticket, ask, takes_arrays).await
     }
 
     /// Sends an action, once; its results.

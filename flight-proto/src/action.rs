@@ -250,7 +250,7 @@ pub struct Stats {
     pub evictions: u64,
     /// Of the misses: chunks that came from other servers of the cluster.
     pub chunks_pulled: u64,
-    /// Decoded bytes of those.
+    /// Bytes that came from other servers, of arrays or of Parquet.
     pub pulled_bytes: u64,
     /// Requests sent to object stores, retries not counted.
     pub store_requests: u64,

@@ -42,6 +42,7 @@ use tokio::sync::{OnceCell, Semaphore, mpsc};
 
 pub(crate) use growth::BoundGrowth;
 pub use parquet_rows::ParquetRows;
+pub(crate) use peers::ForPeer;
 pub use plan::ScanPlan;
 pub use resident::{ChunkKey, Form};
 pub use row_reads::{PickedRows, RowReads};

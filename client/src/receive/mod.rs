@@ -22,8 +22,9 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
+use arrow::buffer::Buffer;
 use bytes::{BufMut as _, Bytes};
-use flightcache_proto::accept::{ACCEPT_HEADER, DICTIONARIES};
+use flightcache_proto::accept::{ACCEPT_HEADER, DICTIONARIES, PARQUET};
 use flightcache_proto::parquet::ParquetPiece;
 use flightcache_proto::route::{EPOCH_HEADER, PEER_HEADER, PeerAsk};
 use flightcache_proto::scan::SCAN_STATS_TRAILER;
@@ -48,6 +49,8 @@ use crate::routes::{Connection, TakenLane};
 
 const DO_GET_PATH: &str = "/arrow.flight.protocol.FlightService/DoGet";
 const DO_EXCHANGE_PATH: &str = "/arrow.flight.protocol.FlightService/DoExchange";
+/// Both that there are.
+const PARQUET_AND_DICTIONARIES: &str = "parquet, dictionaries";
 /// The largest message that is accepted, of any method.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
@@ -86,6 +89,30 @@ pub struct Frame {
     pub payload: Payload,
     /// What serving took so far, where the server says it.
     pub stats: Option<ScanStats>,
+}
+
+/// Column chunks that are being received from another server. Dropping it cancels the call.
+#[derive(Debug)]
+pub struct PeerAnswer(Answer);
+
+/// One message of them.
+#[derive(Debug)]
+pub struct PeerFrame {
+    /// What it says.
+    pub payload: PeerPayload,
+    /// Bytes that came with it.
+    pub bytes: u64,
+    /// What answering took so far, where the server says it.
+    pub stats: Option<ScanStats>,
+}
+
+/// What such a message says.
+#[derive(Debug)]
+pub enum PeerPayload {
+    /// Which columns come, or rows of them as they rest, dictionaries included.
+    Arrow(Payload),
+    /// A piece of the columns' Parquet bytes, which follow each other in the order of the columns.
+    Parquet(ParquetPiece, Buffer),
 }
 
 /// What came.
@@ -127,8 +154,7 @@ where
     S: GrpcService<Body, ResponseBody = Body>,
 {
     let mut request = request(DO_GET_PATH, of_ticket(ticket)?);
-    // PARQUET and DICTIONARIES.
-    let accept = HeaderValue::from_static(if takes_parquet { "parquet, dictionaries" } else { DICTIONARIES });
+    let accept = HeaderValue::from_static(if takes_parquet { PARQUET_AND_DICTIONARIES } else { DICTIONARIES });
     request.headers_mut().insert(ACCEPT_HEADER, accept);
     if let Some(epoch) = epoch {
         request.headers_mut().insert(EPOCH_HEADER, HeaderValue::from(epoch));
@@ -136,16 +162,18 @@ where
     Ok(Answer { takes_parquet, ..call(service, request).await? })
 }
 
-/// Sends a ticket as one server to another. Dictionaries stay what they are.
-pub(crate) async fn pull(connection: &Connection, ticket: Bytes, ask: PeerAsk) -> Result<Answer> {
+/// Sends a ticket as one server to another.
+pub(crate) async fn pull(connection: &Connection, ticket: Bytes, ask: PeerAsk, takes_arrays: bool) -> Result<PeerAnswer> {
     let mut request = request(DO_GET_PATH, of_ticket(ticket)?);
-    request.headers_mut().insert(ACCEPT_HEADER, HeaderValue::from_static(DICTIONARIES));
+    request
+        .headers_mut()
+        .insert(ACCEPT_HEADER, HeaderValue::from_static(if takes_arrays { PARQUET_AND_DICTIONARIES } else { PARQUET }));
     request.headers_mut().insert(PEER_HEADER, HeaderValue::from_static(ask.as_str()));
     let lane = connection.take_lane();
     let mut answer = call(lane.channel(), request).await?;
     answer.decoder = Decoder::keeping_dictionaries();
     answer.incoming.lane = Some(lane);
-    Ok(answer)
+    Ok(PeerAnswer(answer))
 }
 
 /// Sends requests, whose answers are [`Answer::next_message`]s.
@@ -313,6 +341,33 @@ impl Answer {
             }
             Received::End(frame) => Ok(frame),
         }
+    }
+}
+
+impl PeerAnswer {
+    /// The next message; `None` only after an end that the server declared good.
+    pub async fn next(&mut self) -> Result<Option<PeerFrame>> {
+        let Answer { incoming, decoder, .. } = &mut self.0;
+        let received = incoming.receive().await;
+        let frame = received.and_then(|received| {
+            let message = match received {
+                Received::Message(message) => message,
+                Received::End(figures) => {
+                    return Ok(figures.map(|Frame { payload, stats }| PeerFrame {
+                        payload: PeerPayload::Arrow(payload),
+                        bytes: 0,
+                        stats,
+                    }));
+                }
+            };
+            let (bytes, stats) = (message.body.len() as u64, serde_json::from_slice(&message.app_metadata).ok());
+            let payload = match ParquetPiece::parse(&message.header)? {
+                Some(piece) => PeerPayload::Parquet(piece, message.body),
+                None => PeerPayload::Arrow(decoder.decode(&message)?),
+            };
+            Ok(Some(PeerFrame { payload, bytes, stats }))
+        });
+        frame.inspect_err(|_| incoming.body = None)
     }
 }
 

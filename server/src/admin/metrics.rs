@@ -52,12 +52,12 @@ metrics! {
         served_bytes: "flightcache_served_bytes_total", "Encoded bytes sent to clients";
         served_rows: "flightcache_served_rows_total", "Rows sent to clients";
         hit_bytes: "flightcache_chunk_hit_bytes_total", "Bytes of chunks found in the cache";
-        miss_bytes: "flightcache_chunk_miss_bytes_total", "Decoded bytes of chunks that had to be loaded";
+        miss_bytes: "flightcache_chunk_miss_bytes_total", "Decoded bytes of chunks that had to be read from the store";
         store_requests: "flightcache_store_requests_total", "Reads sent to object stores, retries not counted";
         store_http_requests: "flightcache_store_http_requests_total", "HTTP requests sent to object stores, retries and listings counted";
         store_bytes: "flightcache_store_bytes_total", "Bytes read from object stores";
         peer_chunks: "flightcache_peer_chunks_total", "Chunks that came from other servers of the cluster instead of the store";
-        peer_bytes: "flightcache_peer_bytes_total", "Decoded bytes of those chunks";
+        peer_bytes: "flightcache_peer_bytes_total", "Bytes that came from other servers of the cluster, of arrays or of Parquet";
         peer_refusals: "flightcache_peer_refusals_total", "Row groups that were not asked of other servers, since the bandwidth that is set for that would have had them wait too long";
         chunk_hits: "flightcache_chunk_hits_total", "Chunk look-ups that hit";
         chunk_misses: "flightcache_chunk_misses_total", "Chunk look-ups that missed, joined loads included";

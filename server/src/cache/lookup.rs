@@ -249,9 +249,9 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
         counted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether a key is resident. Counts as no use.
-    pub fn contains(&self, key: &K) -> bool {
-        self.with_partition(key, |partition| partition.contains(key))
+    /// An entry that is resident. Counts as no use.
+    pub fn peek(&self, key: &K) -> Option<Pinned<V>> {
+        self.with_partition(key, |partition| partition.peek(key))
     }
 
     /// Calls `visit` with every resident entry, which counts as no use. It runs under a partition's lock and must neither use

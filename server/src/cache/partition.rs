@@ -168,8 +168,8 @@ impl<K: Hash + Eq + Clone, V, E> Partition<K, V, E> {
         Some(touched)
     }
 
-    pub(super) fn contains(&self, key: &K) -> bool {
-        self.segments.iter().any(|segment| segment.contains(key))
+    pub(super) fn peek(&self, key: &K) -> Option<Pinned<V>> {
+        self.segments.iter().find_map(|segment| segment.peek(key)).map(|slot| Arc::clone(&slot.entry))
     }
 
     /// Adds an entry: on probation, or protected if another request used it before and its ghost is still there.

@@ -16,7 +16,7 @@ use flightcache_proto::route::{EPOCH_HEADER, PEER_HEADER};
 use flightcache_proto::scan::SCAN_STATS_TRAILER;
 use flightcache_proto::{Error, ErrorKind, PeerAsk, Result, Ticket};
 use futures::stream::BoxStream;
-use futures::{FutureExt as _, StreamExt as _};
+use futures::{FutureExt as _, Stream, StreamExt as _};
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt as _, Limited};
@@ -31,7 +31,7 @@ use super::parquet_rows;
 use super::sql;
 use super::status::status;
 use crate::admin::{Metrics, ScanMeter, add_time};
-use crate::scan::{Batch, Engine, Part, ScanPlan, Takes};
+use crate::scan::{Batch, Engine, ForPeer, Part, ScanPlan, Takes};
 use crate::sql::Sql;
 
 /// Large enough for a million row numbers.
@@ -142,7 +142,7 @@ pub(super) async fn respond(engine: &Arc<Engine>, sql: &Arc<Sql>, request: http:
             engine.check_route(&ticket, epoch)?;
         }
         match ask {
-            Some(ask) => open_for_peer(engine, ticket, ask, takes, &meter).await,
+            Some(ask) => open_for_peer(engine, &ticket, ask, takes, &meter).await,
             None => open(engine, &ticket, takes, &meter).await,
         }
     };
@@ -210,32 +210,16 @@ pub(super) fn gave_up() -> Error {
 /// What another server asks for: column chunks as they rest.
 async fn open_for_peer(
     engine: &Arc<Engine>,
-    mut ticket: Ticket,
+    ticket: &Ticket,
     ask: PeerAsk,
     takes: Takes,
     meter: &Arc<ScanMeter>,
 ) -> Result<BoxStream<'static, Result<Message>>> {
-    engine.check_ask(&ticket, ask)?;
-    let takes = Takes { is_for_peer: true, ..takes };
-    match (&mut ticket, ask) {
-        (Ticket::Share(share), PeerAsk::Resident) => {
-            let plan = engine.plan(&Ticket::Share(share.clone()), meter).await?;
-            let resident = engine.resident_columns(&plan);
-            if resident.is_empty() {
-                return Err(Error::new(ErrorKind::NotFound, format!("{}: nothing of it is resident", share.scan.url)));
-            }
-            share.scan.columns = Some(resident);
-        }
-        (_, PeerAsk::Warm) => {
-            let plan = engine.plan(&ticket, meter).await?;
-            let encoder = Encoder::new(plan.answer_schema(), None)?;
-            let mut parts = Box::pin(engine.answer(plan, Arc::clone(meter), takes));
-            while parts.next().await.transpose()?.is_some() {}
-            return Ok(futures::stream::iter([Ok(encoder.schema().into_message(b"", None))]).boxed());
-        }
-        _ => {}
-    }
-    open(engine, &ticket, takes, meter).await
+    let started_at = Instant::now();
+    let sent: ForPeer = engine.for_peer(ticket, ask, takes, meter).await?;
+    let plan = Arc::clone(&sent.plan);
+    let parts = |takes| sent.parts(engine, meter, takes);
+    answer(engine, plan, takes, meter, started_at, parts)
 }
 
 /// Plans a ticket's scan and opens its stream. The meter goes on counting while the stream is read.
@@ -247,20 +231,28 @@ async fn open(
 ) -> Result<BoxStream<'static, Result<Message>>> {
     let started_at = Instant::now();
     let plan = engine.plan(ticket, meter).await?;
+    let parts = |takes| engine.answer(Arc::clone(&plan), Arc::clone(meter), takes);
+    answer(engine, Arc::clone(&plan), takes, meter, started_at, parts)
+}
+
+/// The messages of an answer whose parts `parts` begins.
+fn answer<P: Stream<Item = Result<Part>> + Send + 'static>(
+    engine: &Arc<Engine>,
+    plan: Arc<ScanPlan>,
+    takes: Takes,
+    meter: &Arc<ScanMeter>,
+    started_at: Instant,
+    parts: impl FnOnce(Takes) -> P,
+) -> Result<BoxStream<'static, Result<Message>>> {
     // Before there is an ending: each failure is counted by the ending or by the caller.
     let compression = plan.request.compression;
     let encoder = Encoder::prepared(&plan.opening(|| Prepared::new(plan.answer_schema(), compression))?);
     let takes = Takes { dictionaries: takes.dictionaries && encoder.takes_dictionaries(), ..takes };
     let metrics = Arc::clone(engine.metrics());
     metrics.active_scans.inc();
-    let ending = Ending {
-        plan: Arc::clone(&plan),
-        meter: Arc::clone(meter),
-        metrics: Arc::clone(&metrics),
-        started_at,
-        outcome: Some(ErrorKind::Cancelled),
-    };
-    let mut parts = Box::pin(engine.answer(plan, Arc::clone(meter), takes));
+    let ending =
+        Ending { plan, meter: Arc::clone(meter), metrics: Arc::clone(&metrics), started_at, outcome: Some(ErrorKind::Cancelled) };
+    let mut parts = Box::pin(parts(takes));
     let meter = Arc::clone(meter);
     let cpu = compression.map(|_| Arc::clone(engine.cpu()));
     let frames = async_stream::stream! {

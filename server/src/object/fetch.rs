@@ -117,7 +117,12 @@ impl FetchLimits {
 impl Segments {
     /// A whole object.
     pub fn whole(bytes: Bytes) -> Self {
-        Self { parts: vec![(0, bytes)] }
+        Self::at(0, bytes)
+    }
+
+    /// The bytes that begin at `start`.
+    pub fn at(start: u64, bytes: Bytes) -> Self {
+        Self { parts: vec![(start, bytes)] }
     }
 
     /// The bytes of `range`, copied only where they straddle two reads; `None` when they were not fetched.

@@ -162,6 +162,13 @@ impl Footers {
         }
     }
 
+    /// The footer of one version, told by its display form, if it is resident; fresh or not.
+    pub fn of_version(&self, object: &ObjectRef, version: &str) -> Option<Arc<Footer>> {
+        let mut state = self.lock();
+        let footer = &state.resident.get(object.url())?.footer;
+        footer.version().is_some_and(|known| known.to_string() == version).then(|| Arc::clone(footer))
+    }
+
     fn is_fresh(&self, object: &ObjectRef, arrived_at: Instant) -> bool {
         let freshness = object.source().freshness();
         let state = self.lock();

@@ -1,7 +1,6 @@
 //! Getting column chunks: from the cache, from a load under way, or from the store.
 
 use std::any::Any;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -10,6 +9,7 @@ use flightcache_proto::{Error, ErrorKind, ObjectId, Part, Populate, Result, Slot
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+use super::peers::Pulled;
 use super::resident::{ChunkKey, Form, PinnedChunk, Resident};
 use super::{ChunkPermit, Engine};
 use crate::admin::{ScanMeter, add_time};
@@ -323,7 +323,6 @@ impl Engine {
         held_bytes: u64,
         reserved: oneshot::Sender<()>,
     ) {
-        let is_read: Vec<bool> = making.iter().map(|(_, origin)| origin.is_read()).collect();
         let (permits, origins): (Vec<ChunkPermit>, Vec<Origin>) = making.into_iter().unzip();
         let origins = permits.iter().map(|permit| permit.key().column as usize).zip(origins).collect();
         let read = self.read(&group, origins, held_bytes, reserved).await;
@@ -339,9 +338,6 @@ impl Engine {
             let Some(permit) = permits.get_mut(at).and_then(Option::take) else { continue };
             match decoded {
                 Ok((chunk, weight, reservation)) => {
-                    if is_read[at] {
-                        self.metrics.miss_bytes.inc_by(weight);
-                    }
                     permit.complete(Resident::Decoded(Arc::new(chunk)), weight, reservation);
                 }
                 Err(error) => permit.fail(error),
@@ -408,24 +404,36 @@ impl Engine {
         };
         // The receiver is gone when the scan is: then nobody needs to be told.
         let _ = reserved.send(());
-        let mut pulled = match (self.residency, &group.footer.id) {
-            (Residency::Arrow, Some(_)) => self.pulled(group, &read_columns, reservation.split(0)).await,
-            _ => HashMap::new(),
-        };
+        let mut pulled = self.pulled(group, &read_columns, reservation.split(0)).await;
         let of_store: Vec<usize> = read_columns.into_iter().filter(|column| !pulled.contains_key(column)).collect();
-        let fetched = Arc::new(Fetched { reads: self.reads(group, &of_store), _reservation: reservation.split(fetched_bytes) });
+        let of_store = Arc::new(Fetched { reads: self.reads(group, &of_store), _reservation: reservation.split(fetched_bytes) });
         let mut decoding = JoinSet::new();
         for (at, (column, origin)) in origins.into_iter().enumerate() {
-            if let Some(chunk) = pulled.remove(&column) {
-                drop(reservation.split(group.decoded_bytes(column)));
-                decoding.spawn(std::future::ready((at, Ok(chunk))));
-                continue;
-            }
+            let pulled = pulled.remove(&column);
+            let is_of_store = origin.is_read() && pulled.is_none();
+            let fetched = match pulled {
+                Some(Pulled::Decoded(chunk, weight, held)) => {
+                    drop(reservation.split(group.decoded_bytes(column)));
+                    decoding.spawn(std::future::ready((at, Ok((chunk, weight, held)))));
+                    continue;
+                }
+                Some(Pulled::Encoded(segments, held)) => Some(Arc::new(Fetched { reads: segments.into(), _reservation: held })),
+                None => is_of_store.then(|| Arc::clone(&of_store)),
+            };
             let kept = matches!(origin, Origin::Kept(_)).then(|| reservation.split(group.kept_bytes(column)));
-            let fetched = origin.is_read().then(|| Arc::clone(&fetched));
             let share = reservation.split(group.decoded_bytes(column));
             let bytes = Arc::clone(self).encoded(group.clone(), column, origin, fetched, kept);
-            decoding.spawn(Arc::clone(self).decode(at, group.clone(), column, bytes, share));
+            let decoded = Arc::clone(self).decode(at, group.clone(), column, bytes, share);
+            let metrics = Arc::clone(&self.metrics);
+            decoding.spawn(async move {
+                let decoded = decoded.await;
+                if let (_, Ok((_, weight, _))) = &decoded
+                    && is_of_store
+                {
+                    metrics.miss_bytes.inc_by(*weight);
+                }
+                decoded
+            });
         }
         Ok(decoding)
     }
@@ -564,15 +572,26 @@ impl Engine {
         let Ok(mut reservation) = self.chunks.reserve(wanted_bytes).await else { return fail(permits, &LoadError::TooLarge) };
         // The receiver is gone when the scan is: then nobody needs to be told.
         let _ = reserved.send(());
-        match self.fetched(&group, &self.reads(&group, &columns), &columns).await {
-            Ok(segments) => {
-                for permit in permits {
-                    let share = reservation.split(group.kept_bytes(permit.key().column as usize));
-                    // An error has been told to those who wait.
-                    let _ = group.keep(permit, &segments, Some(share));
-                }
+        let mut pulled = self.pulled(&group, &columns, reservation.split(0)).await;
+        let mut keep = |permit: ChunkPermit, segments: &Segments| {
+            let share = reservation.split(group.kept_bytes(permit.key().column as usize));
+            // An error has been told to those who wait.
+            let _ = group.keep(permit, segments, Some(share));
+        };
+        let mut of_store = Vec::new();
+        for permit in permits {
+            match pulled.remove(&(permit.key().column as usize)) {
+                Some(Pulled::Encoded(segments, _held)) => keep(permit, &segments),
+                _ => of_store.push(permit),
             }
-            Err(error) => fail(permits, &LoadError::Failed(error)),
+        }
+        if of_store.is_empty() {
+            return;
+        }
+        let columns: Vec<usize> = of_store.iter().map(|permit| permit.key().column as usize).collect();
+        match self.fetched(&group, &self.reads(&group, &columns), &columns).await {
+            Ok(segments) => of_store.into_iter().for_each(|permit| keep(permit, &segments)),
+            Err(error) => fail(of_store, &LoadError::Failed(error)),
         }
     }
 

@@ -13,6 +13,7 @@ use super::load::{LoadError, Purpose, RowGroupRef};
 use super::resident::{ChunkKey, Form};
 use super::{Engine, file_column};
 use crate::admin::ScanMeter;
+use crate::cache::ReserveError;
 use crate::cluster::scaling::{self, Counts};
 use crate::object::Target;
 use crate::parquet::Footer;
@@ -97,17 +98,7 @@ impl Engine {
                     if engine.warm_at_owner(&group, &files).await {
                         return Ok(());
                     }
-                    // In the form in which they are to rest: decoded, they may not even fit.
-                    let loaded = if engine.residency == Residency::Parquet && group.footer.id.is_some() {
-                        engine.encoded_chunks(&group, &files, oneshot::channel().0).await.map(drop)
-                    } else {
-                        engine.chunks(&group, &files, Purpose::Answer, oneshot::channel().0).await.map(drop)
-                    };
-                    match loaded {
-                        Ok(()) => Ok(()),
-                        Err(LoadError::TooLarge) => Err(group.error(&crate::cache::ReserveError::TooLarge { wanted: group.ranges(&files).iter().map(|r| r.end - r.start).sum(), limit: engine.chunks.budget().limit() })),
-                        Err(LoadError::Failed(error)) => Err(error),
-                    }
+                    engine.load_to_rest(&group, &files).await
                 };
                 async move { AbortOnDropHandle::new(tokio::spawn(load)).await.unwrap_or_else(|e| Err(Error::internal(format!("warm: {e}")))) }
             }).buffered(WARM_AT_A_TIME);
@@ -120,6 +111,27 @@ impl Engine {
                 progress.store_bytes = stats.store_bytes;
                 yield progress;
             }
+        }
+    }
+
+    /// Loads file columns of a row group in the form in which they are to rest: decoded, they may not even fit.
+    pub(super) async fn load_to_rest(self: &Arc<Self>, group: &RowGroupRef, columns: &[usize]) -> Result<()> {
+        let loaded = if self.residency == Residency::Parquet && group.footer.id.is_some() {
+            self.encoded_chunks(group, columns, oneshot::channel().0).await.map(drop)
+        } else {
+            self.chunks(group, columns, Purpose::Answer, oneshot::channel().0).await.map(drop)
+        };
+        loaded.map_err(|error| self.load_error(group, columns, error))
+    }
+
+    /// The error of a load that nothing else is tried instead of.
+    pub(super) fn load_error(&self, group: &RowGroupRef, columns: &[usize], error: LoadError) -> Error {
+        match error {
+            LoadError::TooLarge => {
+                let wanted = group.ranges(columns).iter().map(|range| range.end - range.start).sum();
+                group.error(&ReserveError::TooLarge { wanted, limit: self.chunks.budget().limit() })
+            }
+            LoadError::Failed(error) => error,
         }
     }
 
@@ -182,7 +194,7 @@ impl Engine {
         let budget = self.chunks.budget();
         Counts {
             hit_bytes: self.metrics.hit_bytes.get(),
-            miss_bytes: self.metrics.miss_bytes.get().saturating_sub(self.metrics.peer_bytes.get()),
+            miss_bytes: self.metrics.miss_bytes.get(),
             evictions: self.chunks.stats().evictions,
             sent_bytes: self.metrics.served_bytes.get(),
             cpu: scaling::cpu_time(),

@@ -149,6 +149,24 @@ impl ScanPlan {
         columns
     }
 
+    /// The same of some table columns only.
+    pub(super) fn of_columns(&self, output: Vec<usize>) -> Result<Self> {
+        let schema = self.table.project(&output).map_err(|e| Error::internal(e.to_string()))?;
+        let names = schema.fields().iter().map(|field| field.name().clone()).collect();
+        Ok(Self {
+            request: ScanRequest { columns: Some(names), ..self.request.clone() },
+            schema: Arc::new(schema),
+            table: Arc::clone(&self.table),
+            output,
+            predicate: self.predicate.clone(),
+            aggregate: self.aggregate.clone(),
+            objects: self.objects.clone(),
+            opening: OnceLock::new(),
+            statistics: OnceLock::new(),
+            ..*self
+        })
+    }
+
     /// Cuts the scan into shares of up to `target_bytes` decoded, at most `max_shares`, in order; and where other owners' row groups
     /// begin, unless that would make very many. Scans with a limit or row numbers stay whole: only one reader can know when to
     /// stop, or keep the order.
@@ -308,6 +326,28 @@ impl Engine {
         tokio::task::yield_now().await;
         let plan = Arc::new(self.plan_on(ticket, footers, meter).await?);
         self.plans.keep(ticket, &plan);
+        Ok(plan)
+    }
+
+    /// Plans what another server asks for, which is of one version, validated there. It is another thing for each row group, so the plan is
+    /// not kept.
+    pub(super) async fn plan_for_peer(
+        self: &Arc<Self>,
+        ticket: &Ticket,
+        share: &Share,
+        meter: &Arc<ScanMeter>,
+    ) -> Result<ScanPlan> {
+        let mut footers = Vec::new();
+        for candidate in self.candidates_of(share)? {
+            let version = candidate.share.as_ref().and_then(|share| share.version.as_deref());
+            let footer = match version.and_then(|version| self.footers.of_version(&candidate.object, version)) {
+                Some(footer) => footer,
+                None => self.footers.get(&candidate.object, None, meter).await?,
+            };
+            footers.push((footer, candidate));
+        }
+        let plan = self.plan_on(ticket, footers, meter).await?;
+        meter.versions.store(plan.versions, Ordering::Relaxed);
         Ok(plan)
     }
 

@@ -320,7 +320,7 @@ impl Loaded {
     /// What the batches of it may share.
     pub(crate) fn held(&self) -> Option<Arc<dyn Any + Send + Sync>> {
         match self {
-            Self::Resident(rows) => Some(Arc::clone(&rows.columns) as Arc<dyn Any + Send + Sync>),
+            Self::Resident(rows) => Some(rows.held()),
             Self::NoMatch | Self::Banded(_) | Self::Parquet(_) => None,
         }
     }
@@ -360,10 +360,15 @@ impl Column {
 }
 
 impl ResidentRows {
-    fn new(columns: BTreeMap<usize, Column>, rows: usize, mask: Option<BooleanArray>, plan: &ScanPlan) -> Self {
+    pub(super) fn new(columns: BTreeMap<usize, Column>, rows: usize, mask: Option<BooleanArray>, plan: &ScanPlan) -> Self {
         let row_bytes = columns.values().map(Column::row_bytes).sum::<u64>().max(plan.output.len() as u64).max(1) as usize;
         let window = (TARGET_BATCH_BYTES / row_bytes / SLICE_ROWS).clamp(1, 128) * SLICE_ROWS;
         Self { columns: Arc::new(columns), rows, mask, at: 0, window }
+    }
+
+    /// What its batches may share.
+    pub(super) fn held(&self) -> Arc<dyn Any + Send + Sync> {
+        Arc::clone(&self.columns) as Arc<dyn Any + Send + Sync>
     }
 
     /// The next batch of matching rows, in the announced types; if the reader `takes_dictionaries`, whole batches with those that

@@ -11,6 +11,7 @@ use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::flight_service_client::FlightServiceClient;
 use flightcache::{Client, ErrorKind};
 use flightcache_server::object::Freshness;
+use flightcache_server::settings::Residency;
 use flightcache_server::{Server, Settings};
 use futures::TryStreamExt as _;
 use parquet::arrow::ArrowWriter;
@@ -19,12 +20,13 @@ use tonic::transport::Endpoint;
 
 use crate::cluster::{client, converged, node, start};
 use crate::store::TestStore;
-use crate::support::{Cache, file, until, values};
+use crate::support::{Cache, file, settings, until, values};
 
 const URL: &str = "s3://lake/t.parquet";
 const ROWS: i64 = 200_000;
 /// What footers may take, each server its own.
 const FOOTER_BYTES: u64 = 4 * (64 << 10);
+const RESIDENCIES: [Residency; 3] = [Residency::Arrow, Residency::Parquet, Residency::Auto];
 
 struct Three {
     store: Arc<TestStore>,
@@ -43,8 +45,8 @@ impl Three {
     }
 
     /// A fourth server of the same cluster.
-    async fn join(&mut self, name: &str) {
-        let fourth = start(&node(name, &[&self.servers[0]]), &self.store).await;
+    async fn join(&mut self, name: &str, change: impl Fn(Settings) -> Settings) {
+        let fourth = start(&change(node(name, &[&self.servers[0]])), &self.store).await;
         self.servers.push(fourth);
         converged(&self.servers.iter().collect::<Vec<_>>()).await;
     }
@@ -78,7 +80,13 @@ async fn scan(client: &Client) -> Vec<i64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cold_chunk_is_read_once_whoever_asks() {
-    let three = Three::start("herd", |settings| settings).await;
+    for residency in RESIDENCIES {
+        a_herd(residency).await;
+    }
+}
+
+async fn a_herd(residency: Residency) {
+    let three = Three::start("herd", |settings| Settings { residency, ..settings }).await;
     let size = file(0, ROWS, 10_000, 4).len() as u64;
     let asked = futures::future::join_all(three.servers.iter().map(whole)).await;
     for rows in asked {
@@ -111,11 +119,18 @@ async fn shares_go_to_their_owners_and_routes_are_asked_for_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_joins_has_its_chunks_of_who_had_them() {
-    let mut three = Three::start("join", |settings| settings).await;
+    for residency in RESIDENCIES {
+        a_join(residency).await;
+    }
+}
+
+async fn a_join(residency: Residency) {
+    let change = |settings| Settings { residency, ..settings };
+    let mut three = Three::start("join", change).await;
     let reader = client(&three.servers[0]).await;
     assert!(scan(&reader).await.into_iter().eq(0..ROWS));
     let before = three.sum(|stats| stats.store_bytes);
-    three.join("join").await;
+    three.join("join", change).await;
     // The old map first, then the new one.
     for _ in 0..3 {
         assert!(scan(&reader).await.into_iter().eq(0..ROWS));
@@ -129,7 +144,13 @@ async fn a_node_that_joins_has_its_chunks_of_who_had_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_node_that_drains_has_is_taken_over() {
-    let three = Three::start("drain", |settings| settings).await;
+    for residency in RESIDENCIES {
+        a_drain(residency).await;
+    }
+}
+
+async fn a_drain(residency: Residency) {
+    let three = Three::start("drain", |settings| Settings { residency, ..settings }).await;
     let reader = client(&three.servers[0]).await;
     assert!(scan(&reader).await.into_iter().eq(0..ROWS));
     let before = three.sum(|stats| stats.store_bytes);
@@ -180,9 +201,15 @@ fn sorts() -> bytes::Bytes {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn chunks_of_all_sorts_come_as_they_rest() {
-    let three = Three::start("sorts", |settings| settings).await;
+    for residency in RESIDENCIES {
+        all_sorts(residency).await;
+    }
+}
+
+async fn all_sorts(residency: Residency) {
+    let three = Three::start("sorts", |settings| Settings { residency, ..settings }).await;
     three.store.put("sorts.parquet", sorts()).await;
-    let alone = Cache::start().await;
+    let alone = Cache::with(Settings { residency, ..settings() }, TestStore::new()).await;
     alone.store.put("sorts.parquet", sorts()).await;
     let names = ["id", "few", "some", "many", "none", "list", "point", "flag", "long"];
     for (at, name) in names.into_iter().enumerate() {
@@ -198,15 +225,44 @@ async fn chunks_of_all_sorts_come_as_they_rest() {
             assert_eq!(concat_batches(&answer[0].schema(), &answer).unwrap(), expected, "{name}");
         }
         let pulled = three.sum(|stats| stats.chunks_pulled) - before;
-        assert_eq!(pulled, if name == "long" { 0 } else { 6 }, "{name}");
+        assert_eq!(pulled, if name == "long" && residency == Residency::Arrow { 0 } else { 6 }, "{name}, {residency:?}");
         for server in &three.servers {
             let resident = server.engine().stats().resident_bytes;
             assert!(
                 resident.abs_diff(weight) <= weight / 20 + 4_096 * (at as u64 + 1),
-                "{name}: {resident} bytes, alone {weight}"
+                "{name}, {residency:?}: {resident} bytes, alone {weight}"
             );
         }
     }
+    alone.stop().await;
+    three.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_whose_chunks_rest_in_different_forms_answer_the_same() {
+    let next = std::cell::Cell::new(0);
+    let three =
+        Three::start("forms", |settings| Settings { residency: RESIDENCIES[next.replace(next.get() + 1)], ..settings }).await;
+    three.store.put("sorts.parquet", sorts()).await;
+    let alone = Cache::start().await;
+    alone.store.put("sorts.parquet", sorts()).await;
+    let ticket = "{\"url\": \"s3://lake/sorts.parquet\"}".to_owned();
+    let expected = alone.do_get(ticket.clone()).await.unwrap();
+    let expected = concat_batches(&expected[0].schema(), &expected).unwrap();
+    for _ in 0..2 {
+        for server in &three.servers {
+            let answer = get(server, ticket.clone()).await;
+            assert_eq!(concat_batches(&answer[0].schema(), &answer).unwrap(), expected);
+        }
+        for rows in futures::future::join_all(three.servers.iter().map(whole)).await {
+            assert!(rows.into_iter().eq(0..ROWS));
+        }
+    }
+    // Bytes are of use to all; arrays only where chunks rest as such.
+    let pulled = |residency: usize| three.servers[residency].engine().stats().chunks_pulled;
+    assert!(pulled(0) > 0 && pulled(1) > 0 && pulled(2) > 0);
+    let kinds = &three.servers[1].engine().metrics().peer_pulls;
+    assert!(kinds.with_label_values(&["load", "unsupported"]).get() > 0, "nothing was asked of one that keeps arrays only");
     alone.stop().await;
     three.stop().await;
 }

@@ -1,0 +1,95 @@
+//! Having other servers load what is theirs to have.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flightcache_proto::{Error, NodeState, ObjectId, PeerAsk, Populate, Slot, SlotMap};
+use futures::StreamExt as _;
+use tokio::time::timeout;
+
+use super::pull::ticket;
+use crate::parquet::Footer;
+use crate::scan::Engine;
+use crate::scan::load::RowGroupRef;
+
+/// How long loading a row group may take elsewhere: it may wait for memory, and for who has it.
+const WARM_PATIENCE: Duration = Duration::from_mins(1);
+/// Row groups handed over at a time.
+const HANDED_OVER_AT_A_TIME: usize = 4;
+/// Times that is tried, and the pause after the first.
+const HAND_OVER_ATTEMPTS: u32 = 3;
+const HAND_OVER_PAUSE: Duration = Duration::from_millis(200);
+
+impl Engine {
+    /// Has the preferred owner of a row group load columns of it; `false` where that is this server, or cannot be asked.
+    pub(in crate::scan) async fn warm_at_owner(&self, group: &RowGroupRef, columns: &[usize]) -> bool {
+        let slot = group.slot();
+        let map = self.slot_map();
+        if map.nodes().len() < 2 || map.owner(slot).id == self.cluster.node_id() {
+            return false;
+        }
+        let Some(ticket) = ticket(group, columns, PeerAsk::Warm, map.epoch()) else { return false };
+        let warm = async {
+            let mut answer =
+                self.peers.way(map.owner(slot), &map)?.peer.chunks(ticket.encode().into(), PeerAsk::Warm, false).await?;
+            while answer.next().await?.is_some() {}
+            Ok::<_, Error>(())
+        };
+        timeout(WARM_PATIENCE, warm).await.is_ok_and(|warm| warm.is_ok())
+    }
+
+    /// Has the owners of the slots that were this server's own `before` it drains load, from here, what is resident of them. Once;
+    /// whoever asks waits for it.
+    pub(crate) async fn hand_over(self: &Arc<Self>, before: &SlotMap) {
+        self.handed_over.get_or_init(|| self.hand_over_chunks(before)).await;
+    }
+
+    async fn hand_over_chunks(self: &Arc<Self>, before: &SlotMap) {
+        let me = self.cluster.node_id();
+        if !self.slot_map().nodes().iter().any(|node| node.state == NodeState::Active && node.id != me) {
+            return;
+        }
+        let was_own = |slot: Slot| before.owners(slot).any(|owner| owner.id == me);
+        let mut groups: HashMap<(Arc<ObjectId>, u32), Vec<usize>> = HashMap::new();
+        self.chunks.for_each_resident(|key, _| {
+            let columns = groups.entry((Arc::clone(&key.object), key.row_group)).or_default();
+            if !columns.contains(&(key.column as usize)) {
+                columns.push(key.column as usize);
+            }
+        });
+        let footers = self.footers.resident().into_iter().filter_map(|footer| Some((footer.id.clone()?, footer)));
+        let footers: HashMap<Arc<ObjectId>, Arc<Footer>> = footers.collect();
+        let groups = groups.into_iter().filter_map(|((object, row_group), columns)| {
+            let group = RowGroupRef {
+                footer: Arc::clone(footers.get(&object)?),
+                row_group,
+                request: 0,
+                populate: Populate::Auto,
+                meter: Arc::default(),
+                record: None,
+                is_for_peer: false,
+            };
+            Some((group, columns))
+        });
+        let groups = groups.filter(|(group, _)| was_own(group.slot()));
+        let (groups, started) = (groups.collect::<Vec<_>>(), std::time::Instant::now());
+        let all = groups.len();
+        let taken = futures::stream::iter(groups)
+            .map(|(group, columns)| async move {
+                for attempt in 1..=HAND_OVER_ATTEMPTS {
+                    if self.warm_at_owner(&group, &columns).await {
+                        return true;
+                    }
+                    // Its owner may not know yet that it is.
+                    tokio::time::sleep(HAND_OVER_PAUSE * attempt).await;
+                }
+                false
+            })
+            .buffer_unordered(HANDED_OVER_AT_A_TIME)
+            .filter(|taken| std::future::ready(*taken))
+            .count()
+            .await;
+        tracing::info!(row_groups = all, taken, elapsed_ms = started.elapsed().as_millis() as u64, "handed over");
+    }
+}
