@@ -1,5 +1,6 @@
 //! The cache: partitions over one budget, and looking keys up in them.
 
+use std::cmp::Reverse;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -260,6 +261,17 @@ impl<K: CacheKey, V: Send + Sync + 'static, E: Clone + Send + Sync + 'static> Ca
         for at in 0..self.partitions.len() {
             self.with_partition_at(at, |partition| partition.entries().for_each(|(key, entry)| visit(key, entry)));
         }
+    }
+
+    /// Keys of all resident entries, hottest first: those used again before those used once, and of either those used last. Counts as
+    /// no use.
+    pub fn hottest_first(&self) -> Vec<K> {
+        let mut keys = Vec::new();
+        for at in 0..self.partitions.len() {
+            self.with_partition_at(at, |partition| keys.extend(partition.heat().map(|(heat, key)| (heat, key.clone()))));
+        }
+        keys.sort_unstable_by_key(|(heat, _)| Reverse(*heat));
+        keys.into_iter().map(|(_, key)| key).collect()
     }
 
     /// Number of resident entries.

@@ -229,6 +229,15 @@ impl<K: Hash + Eq + Clone, V, E> Partition<K, V, E> {
         self.segments.iter().flatten().map(|(key, slot)| (key, &*slot.entry))
     }
 
+    /// Keys of all entries with their heat: whether they were used again, and the tick of their last use.
+    pub(super) fn heat(&self) -> impl Iterator<Item = ((bool, u64), &K)> {
+        let entries = move |segment: Segment| {
+            let is_again = segment == segment.again();
+            self.segments[segment as usize].iter().map(move |(key, slot)| ((is_again, slot.tick), key))
+        };
+        SEGMENTS.into_iter().flat_map(entries)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.segments.iter().map(LruCache::len).sum()
     }

@@ -48,3 +48,21 @@ fn resident(cache: &TestCache) -> Vec<u64> {
 fn usage(resident: u64, in_flight: u64, streaming: u64) -> Usage {
     Usage { resident, in_flight, streaming }
 }
+
+#[test]
+fn the_hottest_are_those_used_again_then_those_used_last() {
+    for partitions in [1, 4] {
+        let cache = cache(100, 0, partitions, 0.8);
+        for (request, key) in [1, 2, 3, 4, 5].into_iter().enumerate() {
+            get(&cache, key, request as u64, 10);
+        }
+        for (request, key) in [4, 2].into_iter().enumerate() {
+            assert!(get(&cache, key, 10 + request as u64, 10).0);
+        }
+        // Asked for once more by the request that loaded it, which is no re-use.
+        assert!(get(&cache, 1, 0, 10).0);
+        let keys = || cache.hottest_first().into_iter().map(|key| key.0).collect::<Vec<_>>();
+        assert_eq!(keys(), [2, 4, 1, 5, 3]);
+        assert_eq!(keys(), [2, 4, 1, 5, 3], "looking is no use");
+    }
+}

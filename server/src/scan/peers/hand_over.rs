@@ -12,6 +12,7 @@ use super::pull::ticket;
 use crate::parquet::Footer;
 use crate::scan::Engine;
 use crate::scan::load::RowGroupRef;
+use crate::scan::resident::ChunkKey;
 
 /// How long loading a row group may take elsewhere: it may wait for memory, and for who has it.
 const WARM_PATIENCE: Duration = Duration::from_mins(1);
@@ -39,8 +40,8 @@ impl Engine {
         timeout(WARM_PATIENCE, warm).await.is_ok_and(|warm| warm.is_ok())
     }
 
-    /// Has the owners of the slots that were this server's own `before` it drains load, from here, what is resident of them. Once;
-    /// whoever asks waits for it.
+    /// Has the owners of the slots that were this server's own `before` it drains load, from here, what is resident of them, the hottest
+    /// first: there may not be time for all. Once; whoever asks waits for it.
     pub(crate) async fn hand_over(self: &Arc<Self>, before: &SlotMap) {
         self.handed_over.get_or_init(|| self.hand_over_chunks(before)).await;
     }
@@ -51,13 +52,7 @@ impl Engine {
             return;
         }
         let was_own = |slot: Slot| before.owners(slot).any(|owner| owner.id == me);
-        let mut groups: HashMap<(Arc<ObjectId>, u32), Vec<usize>> = HashMap::new();
-        self.chunks.for_each_resident(|key, _| {
-            let columns = groups.entry((Arc::clone(&key.object), key.row_group)).or_default();
-            if !columns.contains(&(key.column as usize)) {
-                columns.push(key.column as usize);
-            }
-        });
+        let groups = row_groups(self.chunks.hottest_first());
         let footers = self.footers.resident().into_iter().filter_map(|footer| Some((footer.id.clone()?, footer)));
         let footers: HashMap<Arc<ObjectId>, Arc<Footer>> = footers.collect();
         let groups = groups.into_iter().filter_map(|((object, row_group), columns)| {
@@ -91,5 +86,49 @@ impl Engine {
             .count()
             .await;
         tracing::info!(row_groups = all, taken, elapsed_ms = started.elapsed().as_millis() as u64, "handed over");
+    }
+}
+
+/// A row group of an object version, and columns of it.
+type RowGroup = ((Arc<ObjectId>, u32), Vec<usize>);
+
+/// The row groups that chunks are of, in the order of the first chunk of each, with the columns that there are.
+fn row_groups(chunks: impl IntoIterator<Item = ChunkKey>) -> Vec<RowGroup> {
+    let mut groups: Vec<RowGroup> = Vec::new();
+    let mut places = HashMap::new();
+    for ChunkKey { object, row_group, column, .. } in chunks {
+        let place = *places.entry((Arc::clone(&object), row_group)).or_insert(groups.len());
+        if place == groups.len() {
+            groups.push(((object, row_group), Vec::new()));
+        }
+        let (_, columns) = &mut groups[place];
+        // Both of its forms may be there.
+        if !columns.contains(&(column as usize)) {
+            columns.push(column as usize);
+        }
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use flightcache_proto::Version;
+
+    use super::*;
+    use crate::scan::resident::Form;
+
+    #[test]
+    fn row_groups_come_in_the_order_of_their_hottest_chunk() {
+        let object = |url: &str| Arc::new(ObjectId { url: url.into(), version: Version::ETag("1".into()) });
+        let (a, b) = (object("s3://lake/a.parquet"), object("s3://lake/b.parquet"));
+        let key = |object: &Arc<ObjectId>, row_group, column| ChunkKey {
+            object: Arc::clone(object),
+            row_group,
+            column,
+            form: Form::Decoded,
+        };
+        let chunks = [key(&b, 7, 2), key(&a, 7, 1), key(&b, 7, 0), key(&b, 0, 0), key(&b, 7, 2).encoded(), key(&a, 7, 0)];
+        let expected = vec![((Arc::clone(&b), 7), vec![2, 0]), ((a, 7), vec![1, 0]), ((b, 0), vec![0])];
+        assert_eq!(row_groups(chunks), expected);
     }
 }
