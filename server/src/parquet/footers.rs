@@ -135,17 +135,10 @@ impl Footers {
                 // Under `always` a read that began before this request may answer with what was true before it.
                 let join = freshness != Freshness::Always;
                 let read = join.then(|| state.under_way.get(object.url()).and_then(WeakShared::upgrade)).flatten();
-                let read = read.unwrap_or_else(|| {
-                    let known = known.as_ref().map(|known| Arc::clone(&known.footer));
-                    // Of a listing's many objects, none would be kept until its data is asked for.
-                    let may_be_whole = listed.is_none() && known.is_none();
-                    let read = self.start(object.clone(), known, may_be_whole, state.generation, meter);
-                    state.under_way.retain(|_, read| read.upgrade().is_some());
-                    if let Some(weak) = read.downgrade() {
-                        state.under_way.insert(object.shared_url(), weak);
-                    }
-                    read
-                });
+                // Of a listing's many objects, none would be kept until its data is asked for.
+                let may_be_whole = listed.is_none() && known.is_none();
+                let known_footer = || known.as_ref().map(|known| Arc::clone(&known.footer));
+                let read = read.unwrap_or_else(|| self.begin(&mut state, object, known_footer(), may_be_whole, meter));
                 (known, read)
             };
             let footer = read.await?;
@@ -162,11 +155,38 @@ impl Footers {
         }
     }
 
-    /// The footer of one version, told by its display form, if it is resident; fresh or not.
-    pub fn of_version(&self, object: &ObjectRef, version: &str) -> Option<Arc<Footer>> {
-        let mut state = self.lock();
-        let footer = &state.resident.get(object.url())?.footer;
-        footer.version().is_some_and(|known| known.to_string() == version).then(|| Arc::clone(footer))
+    /// The footer of a version, told by its display form, for who knows that it is fresh enough. If it is not known here, the current
+    /// version's.
+    pub async fn of_version(self: &Arc<Self>, object: &ObjectRef, version: &str, meter: &Arc<ScanMeter>) -> Result<Arc<Footer>> {
+        let read = {
+            let mut state = self.lock();
+            let known = state.resident.get(object.url()).map(|known| Arc::clone(&known.footer));
+            match known {
+                Some(footer) if footer.version().is_some_and(|known| known.to_string() == version) => return Ok(footer),
+                known => {
+                    let under_way = state.under_way.get(object.url()).and_then(WeakShared::upgrade);
+                    under_way.unwrap_or_else(|| self.begin(&mut state, object, known, false, meter))
+                }
+            }
+        };
+        read.await
+    }
+
+    /// Begins a read that others may join.
+    fn begin(
+        self: &Arc<Self>,
+        state: &mut State,
+        object: &ObjectRef,
+        known: Option<Arc<Footer>>,
+        may_be_whole: bool,
+        meter: &Arc<ScanMeter>,
+    ) -> Shared<Read> {
+        let read = self.start(object.clone(), known, may_be_whole, state.generation, meter);
+        state.under_way.retain(|_, read| read.upgrade().is_some());
+        if let Some(weak) = read.downgrade() {
+            state.under_way.insert(object.shared_url(), weak);
+        }
+        read
     }
 
     fn is_fresh(&self, object: &ObjectRef, arrived_at: Instant) -> bool {

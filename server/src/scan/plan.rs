@@ -339,11 +339,9 @@ impl Engine {
     ) -> Result<ScanPlan> {
         let mut footers = Vec::new();
         for candidate in self.candidates_of(share)? {
-            let version = candidate.share.as_ref().and_then(|share| share.version.as_deref());
-            let footer = match version.and_then(|version| self.footers.of_version(&candidate.object, version)) {
-                Some(footer) => footer,
-                None => self.footers.get(&candidate.object, None, meter).await?,
-            };
+            let version = candidate.share.as_ref().and_then(|share| share.version.clone());
+            let version = version.ok_or_else(|| Error::invalid("servers ask each other for versions, which they name"))?;
+            let footer = self.footers.of_version(&candidate.object, &version, meter).await?;
             footers.push((footer, candidate));
         }
         let plan = self.plan_on(ticket, footers, meter).await?;

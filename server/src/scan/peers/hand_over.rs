@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flightcache_proto::{Error, NodeState, ObjectId, PeerAsk, Populate, Slot, SlotMap};
+use flightcache_proto::{Error, NodeState, ObjectId, PeerAsk, Populate, ScanStats, Slot, SlotMap};
 use futures::StreamExt as _;
 use tokio::time::timeout;
 
@@ -23,7 +23,8 @@ const HAND_OVER_ATTEMPTS: u32 = 3;
 const HAND_OVER_PAUSE: Duration = Duration::from_millis(200);
 
 impl Engine {
-    /// Has the preferred owner of a row group load columns of it; `false` where that is this server, or cannot be asked.
+    /// Has the preferred owner of a row group load columns of it, and counts what that took; `false` where that is this server, or cannot
+    /// be asked.
     pub(in crate::scan) async fn warm_at_owner(&self, group: &RowGroupRef, columns: &[usize]) -> bool {
         let slot = group.slot();
         let map = self.slot_map();
@@ -34,10 +35,15 @@ impl Engine {
         let warm = async {
             let mut answer =
                 self.peers.way(map.owner(slot), &map)?.peer.chunks(ticket.encode().into(), PeerAsk::Warm, false).await?;
-            while answer.next().await?.is_some() {}
-            Ok::<_, Error>(())
+            let mut stats = ScanStats::default();
+            while let Some(frame) = answer.next().await? {
+                stats = frame.stats.unwrap_or(stats);
+            }
+            Ok::<_, Error>(stats)
         };
-        timeout(WARM_PATIENCE, warm).await.is_ok_and(|warm| warm.is_ok())
+        let Ok(Ok(stats)) = timeout(WARM_PATIENCE, warm).await else { return false };
+        group.meter.add(&stats);
+        true
     }
 
     /// Has the owners of the slots that were this server's own `before` it drains load, from here, what is resident of them, the hottest
