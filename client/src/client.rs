@@ -9,9 +9,10 @@ use flightcache_proto::{Error, Node, Result, ScanRequest, SlotMap};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tonic::Status;
 
 use crate::exchange::Exchange;
-use crate::retry::{from_status, retrying};
+use crate::retry::{from_status, retrying, stated_kind};
 use crate::routes::{Connection, Routes, flight};
 use crate::scan::{ScanBuilder, ScanStream};
 
@@ -81,7 +82,8 @@ impl Client {
             let connection = self.routes.connection(&map, &node);
             async move {
                 let asked = async {
-                    let bodies: Vec<Bytes> = bodies(&connection?, action::STATS, Vec::new()).await?.try_collect().await?;
+                    let bodies: Vec<Bytes> =
+                        bodies(&connection?, action::STATS, Vec::new()).await.map_err(|e| from_status(&e))?.try_collect().await?;
                     let body = bodies.first().ok_or_else(|| Error::internal("the server answered nothing"))?;
                     parse(action::STATS, body)
                 };
@@ -161,12 +163,18 @@ impl Client {
 
     async fn bodies(&self, name: &str, body: Vec<u8>) -> Result<impl Stream<Item = Result<Bytes>> + use<>> {
         let server = self.routes.contact();
-        bodies(&server, name, body).await.inspect_err(|e| self.routes.turn_from(&server, e))
+        bodies(&server, name, body).await.map_err(|status| {
+            let error = from_status(&status);
+            if stated_kind(&status).is_none() {
+                self.routes.turn_from(&server, &error);
+            }
+            error
+        })
     }
 }
 
-async fn bodies(server: &Connection, name: &str, body: Vec<u8>) -> Result<impl Stream<Item = Result<Bytes>> + use<>> {
-    let results = flight(server.channel()).do_action(Action::new(name, body)).await.map_err(|e| from_status(&e))?;
+async fn bodies(server: &Connection, name: &str, body: Vec<u8>) -> Result<impl Stream<Item = Result<Bytes>> + use<>, Status> {
+    let results = flight(server.channel()).do_action(Action::new(name, body)).await?;
     Ok(results.into_inner().map_ok(|result| result.body).map_err(|e| from_status(&e)))
 }
 

@@ -14,13 +14,17 @@ pub(crate) const MAX_ATTEMPTS: u32 = 3;
 ///
 /// A status with a source was made here, not by the server: the connection broke.
 pub(crate) fn from_status(status: &Status) -> Error {
-    let stated = status.metadata().get(ERROR_KIND_METADATA).and_then(|kind| kind.to_str().ok());
-    let kind = stated.and_then(|stated| ErrorKind::ALL.into_iter().find(|kind| kind.as_str() == stated));
-    let kind = kind.unwrap_or_else(|| match status.code() {
+    let kind = stated_kind(status).unwrap_or_else(|| match status.code() {
         Code::Cancelled | Code::Unknown if status.source().is_some() => ErrorKind::Unavailable,
         code => ErrorKind::from_grpc_code(code as i32),
     });
     Error::new(kind, status.message())
+}
+
+/// The kind of error that a server of ours states: then it was reached, whatever it could not reach itself.
+pub(crate) fn stated_kind(status: &Status) -> Option<ErrorKind> {
+    let stated = status.metadata().get(ERROR_KIND_METADATA)?.to_str().ok()?;
+    ErrorKind::ALL.into_iter().find(|kind| kind.as_str() == stated)
 }
 
 /// Waits before attempt `attempt` (the second is 2): up to 200 ms, doubling, and 800 ms at most, with full jitter.

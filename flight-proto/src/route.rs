@@ -9,6 +9,10 @@ pub const EPOCH_HEADER: &str = "flightcache-epoch";
 pub const ANSWERS_HEADER: &str = "flightcache-answers";
 
 /// Header of a `DoGet` of one server by another, for column chunks as they rest: a [`PeerAsk`].
+///
+/// [`crate::accept::ACCEPT_HEADER`] says in which forms: [`crate::accept::PARQUET`] for the bytes of the columns' chunks, in pieces, one
+/// column after the other and without a file around them, since both servers have the object's footer; and
+/// [`crate::accept::DICTIONARIES`] for arrays, dictionaries included, of a server that keeps no such bytes.
 pub const PEER_HEADER: &str = "flightcache-peer";
 
 /// What a server that is asked for column chunks does about them.

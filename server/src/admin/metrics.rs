@@ -58,7 +58,7 @@ metrics! {
         store_bytes: "flightcache_store_bytes_total", "Bytes read from object stores";
         peer_chunks: "flightcache_peer_chunks_total", "Chunks that came from other servers of the cluster instead of the store";
         peer_bytes: "flightcache_peer_bytes_total", "Bytes that came from other servers of the cluster, of arrays or of Parquet";
-        peer_refusals: "flightcache_peer_refusals_total", "Row groups that were not asked of other servers, since peer_bandwidth would have had them wait too long";
+        peer_refusals: "flightcache_peer_refusals_total", "Row groups that were not asked of other servers, since the bandwidth that is set for that would have had them wait too long";
         chunk_hits: "flightcache_chunk_hits_total", "Chunk look-ups that hit";
         chunk_misses: "flightcache_chunk_misses_total", "Chunk look-ups that missed, joined loads included";
         chunk_joins: "flightcache_chunk_joins_total", "Chunk look-ups that joined a load under way";
@@ -96,7 +96,7 @@ metrics! {
     histograms {
         plan_seconds: "flightcache_plan_seconds", "Time to plan a scan: listings, footers, pruning";
         fetch_seconds: "flightcache_fetch_seconds", "Time of one read from an object store, retries included";
-        peer_wait_seconds: "flightcache_peer_wait_seconds", "Time that asking another server for a row group waited for peer_bandwidth";
+        peer_wait_seconds: "flightcache_peer_wait_seconds", "Time that asking another server for a row group waited for the bandwidth that is set for that";
         decode_seconds: "flightcache_decode_seconds", "Time to decode one column chunk";
         filter_seconds: "flightcache_filter_seconds", "Time to evaluate a filter over one row group";
         encode_seconds: "flightcache_encode_seconds", "Time to encode one batch";

@@ -9,6 +9,8 @@ mod faults;
 mod hostile;
 mod memory;
 mod parquet_rows;
+mod peer_asks;
+mod peer_faults;
 mod peers;
 mod plans;
 mod pushdown;

@@ -9,7 +9,7 @@ use arrow::datatypes::{DataType, Field, Int64Type};
 use arrow_flight::Ticket;
 use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::flight_service_client::FlightServiceClient;
-use flightcache::{Client, ErrorKind};
+use flightcache::{Client, ErrorKind, ScanRequest, action};
 use flightcache_server::object::Freshness;
 use flightcache_server::settings::Residency;
 use flightcache_server::{Server, Settings};
@@ -22,24 +22,26 @@ use crate::cluster::{client, converged, node, start};
 use crate::store::TestStore;
 use crate::support::{Cache, file, settings, until, values};
 
-const URL: &str = "s3://lake/t.parquet";
-const ROWS: i64 = 200_000;
+pub(crate) const URL: &str = "s3://lake/t.parquet";
+pub(crate) const ROWS: i64 = 200_000;
 /// What footers may take, each server its own.
 const FOOTER_BYTES: u64 = 4 * (64 << 10);
-const RESIDENCIES: [Residency; 3] = [Residency::Arrow, Residency::Parquet, Residency::Auto];
+pub(crate) const RESIDENCIES: [Residency; 3] = [Residency::Arrow, Residency::Parquet, Residency::Auto];
 
-struct Three {
-    store: Arc<TestStore>,
-    servers: Vec<Server>,
+pub(crate) struct Three {
+    pub(crate) store: Arc<TestStore>,
+    pub(crate) servers: Vec<Server>,
 }
 
 impl Three {
-    async fn start(name: &str, change: impl Fn(Settings) -> Settings) -> Self {
+    pub(crate) async fn start(name: &str, change: impl Fn(Settings) -> Settings) -> Self {
         let store = Arc::new(TestStore::new());
         store.put("t.parquet", file(0, ROWS, 10_000, 4)).await;
-        let first = start(&change(node(name, &[])), &store).await;
-        let second = start(&change(node(name, &[&first])), &store).await;
-        let third = start(&change(node(name, &[&first])), &store).await;
+        // Time to hand over, though the machine is busy.
+        let node = |seeds: &[&Server]| change(Settings { drain: Duration::from_secs(30), ..node(name, seeds) });
+        let first = start(&node(&[]), &store).await;
+        let second = start(&node(&[&first]), &store).await;
+        let third = start(&node(&[&first]), &store).await;
         converged(&[&first, &second, &third]).await;
         Self { store, servers: vec![first, second, third] }
     }
@@ -51,13 +53,20 @@ impl Three {
         converged(&self.servers.iter().collect::<Vec<_>>()).await;
     }
 
-    fn sum(&self, figure: impl Fn(&flightcache::action::Stats) -> u64) -> u64 {
+    pub(crate) fn sum(&self, figure: impl Fn(&flightcache::action::Stats) -> u64) -> u64 {
         self.servers.iter().map(|server| figure(&server.engine().stats())).sum()
     }
 
-    async fn stop(self) {
-        for server in self.servers {
-            assert!(server.shutdown().await);
+    pub(crate) async fn stop(self) {
+        for (at, server) in self.servers.into_iter().enumerate() {
+            let (engine, began) = (Arc::clone(server.engine()), tokio::time::Instant::now());
+            let ended = server.shutdown().await;
+            assert!(
+                ended,
+                "server {at}: requests were under way after {:?}: {}",
+                began.elapsed(),
+                engine.metrics().render().unwrap()
+            );
         }
     }
 }
@@ -70,7 +79,7 @@ async fn get(server: &Server, ticket: String) -> Vec<RecordBatch> {
 }
 
 /// All of the object from one server.
-async fn whole(server: &Server) -> Vec<i64> {
+pub(crate) async fn whole(server: &Server) -> Vec<i64> {
     values(&get(server, format!("{{\"url\": \"{URL}\"}}")).await)
 }
 
@@ -312,5 +321,112 @@ async fn what_one_sees_overwritten_all_look_at_again() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+    three.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_eviction_names_who_was_not_reached_and_is_done_elsewhere() {
+    let store = Arc::new(TestStore::new());
+    store.put("t.parquet", file(0, ROWS, 10_000, 4)).await;
+    let first = start(&node("evict-some", &[]), &store).await;
+    let second = start(&node("evict-some", &[&first]), &store).await;
+    // Where it says it is, nobody listens.
+    let nowhere = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let astray = Settings { advertise: Some(format!("grpc+tcp://{nowhere}")), ..node("evict-some", &[&first]) };
+    let third = start(&astray, &store).await;
+    converged(&[&first, &second, &third]).await;
+    for server in [&first, &second] {
+        // What is the third's to load, it does not give: the store does.
+        assert!(whole(server).await.into_iter().eq(0..ROWS));
+        assert_eq!(server.engine().stats().resident_chunks, 80);
+    }
+    let error = client(&first).await.evict("s3://lake/").await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
+    assert!(error.message.contains(third.cluster().node_id()), "{error}");
+    assert!(!error.message.contains(second.cluster().node_id()), "{error}");
+    for server in [&first, &second] {
+        let stats = server.engine().stats();
+        assert_eq!((stats.resident_chunks, stats.resident_footers), (0, 0));
+    }
+    for server in [third, second, first] {
+        assert!(server.shutdown().await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_stopped_hands_over_what_it_has() {
+    for residency in RESIDENCIES {
+        let mut three = Three::start("stop", |settings| Settings { residency, ..settings }).await;
+        assert!(scan(&client(&three.servers[0]).await).await.into_iter().eq(0..ROWS));
+        let before = three.sum(|stats| stats.store_bytes);
+        let stopped = three.servers.pop().unwrap();
+        let read = stopped.engine().stats().store_bytes;
+        assert!(stopped.shutdown().await);
+        assert_eq!(three.sum(|stats| stats.resident_chunks), 80, "{residency:?}");
+        assert!(scan(&client(&three.servers[0]).await).await.into_iter().eq(0..ROWS));
+        let read = three.sum(|stats| stats.store_bytes) + read - before;
+        assert!(read < FOOTER_BYTES, "{residency:?}: {read} bytes read of the store");
+        three.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handing_over_ends_by_its_deadline() {
+    let store = Arc::new(TestStore::new());
+    store.put("t.parquet", file(0, ROWS, 10_000, 4)).await;
+    let drain = Duration::from_secs(2);
+    let first = start(&Settings { drain, ..node("deadline", &[]) }, &store).await;
+    // It takes connections, and never says anything.
+    let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("grpc+tcp://{}", mute.local_addr().unwrap());
+    converged(&[&first]).await;
+    assert!(whole(&first).await.into_iter().eq(0..ROWS));
+    let second = start(&Settings { advertise: Some(uri), ..node("deadline", &[&first]) }, &store).await;
+    converged(&[&first, &second]).await;
+    let began = tokio::time::Instant::now();
+    assert!(first.shutdown().await, "there is time left for requests under way, and there are none");
+    let took = began.elapsed();
+    assert!((drain / 2..2 * drain).contains(&took), "{took:?}");
+    assert!(second.shutdown().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn warming_counts_what_the_owners_do() {
+    let three = Three::start("warm", |settings| settings).await;
+    let size = file(0, ROWS, 10_000, 4).len() as u64;
+    let reader = client(&three.servers[0]).await;
+    let warm = async || {
+        let done: Vec<_> = reader.warm(&ScanRequest::new(URL)).await.unwrap().try_collect().await.unwrap();
+        *done.last().unwrap()
+    };
+    let first = warm().await;
+    assert_eq!((first.row_groups_done, first.chunks_hit, first.chunks_missed), (20, 0, 80));
+    assert!((size - FOOTER_BYTES..size + FOOTER_BYTES).contains(&first.store_bytes), "{first:?}");
+    let again = warm().await;
+    assert_eq!((again.row_groups_done, again.chunks_hit, again.chunks_missed, again.store_bytes), (20, 80, 0, 0));
+    assert_eq!(three.sum(|stats| stats.resident_chunks), 80, "each chunk is where it belongs");
+    three.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_is_validated_by_who_asks_for_it_and_not_by_who_is_asked() {
+    let three = Three::start("always", |settings| Settings { freshness: Freshness::Always, ..settings }).await;
+    let asked = || async { whole(&three.servers[0]).await };
+    assert!(asked().await.into_iter().eq(0..ROWS));
+    // A footer at each server, and each row group once.
+    let cold = three.store.take_reads().len();
+    assert!(cold <= 3 + 20, "{cold} reads");
+    // One look at the object for each request, though most of its chunks are pulled once they are forgotten here.
+    assert!(asked().await.into_iter().eq(0..ROWS));
+    assert_eq!(three.store.take_reads().len(), 1);
+    let passed_on = action::UrlRequest { passed_on: true, ..action::UrlRequest::new(URL) };
+    let peer = flightcache::peer::Peer::at(&format!("grpc+tcp://{}", three.servers[0].flight_addr())).unwrap();
+    peer.act(action::EVICT, serde_json::to_vec(&passed_on).unwrap()).await.unwrap();
+    assert!(asked().await.into_iter().eq(0..ROWS));
+    let own = three.servers[0].engine().stats().chunks_missed;
+    assert!(own > 0);
+    let reads = three.store.take_reads().len();
+    let pulled_groups = three.servers[0].engine().metrics().peer_pulls.with_label_values(&["load", "ok"]).get() / 2;
+    assert!(pulled_groups > 0 && reads <= 1 + 20 - pulled_groups as usize, "{reads} reads, {pulled_groups} row groups pulled");
     three.stop().await;
 }

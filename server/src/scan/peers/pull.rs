@@ -180,7 +180,7 @@ impl<'a> Coming<'a> {
         let RowGroupRef { footer, row_group, .. } = self.group;
         match frame.payload {
             PeerPayload::Arrow(Payload::Schema(schema)) if self.sent.is_empty() => {
-                self.sent = columns_of(footer, self.columns, &schema)?
+                self.sent = columns_of(footer, self.columns, &schema)?;
             }
             PeerPayload::Arrow(Payload::Nothing) if frame.bytes == 0 => {}
             PeerPayload::Arrow(payload) if self.takes_arrays && self.bytes.is_none() => {
@@ -330,4 +330,73 @@ fn rests(array: &ArrayRef, announced: &DataType) -> bool {
         announced.is_string() && dictionary.values().data_type().is_string() && dictionary.keys().data_type() == &DataType::Int32
     });
     array.data_type() == announced || is_folded
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cache::{Cache, CacheConfig};
+    use crate::scan::Chunks as ChunkCache;
+
+    fn reservation(bytes: u64) -> Reservation {
+        let config = CacheConfig {
+            capacity_bytes: bytes,
+            reserve_bytes: 0,
+            partitions: 1,
+            protected_share: 0.0,
+            reserve_timeout: Duration::ZERO,
+        };
+        let cache: Arc<ChunkCache> = Cache::new(config);
+        cache.try_reserve(bytes).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_that_come_in_pieces_make_the_chunks(
+            sizes in proptest::collection::vec((0_usize..3, 0_u64..300), 1..6),
+            cuts in proptest::collection::vec(1_usize..200, 1..40),
+            beyond in 0_usize..2,
+        ) {
+            // Each part lies behind the one before, with a gap between them.
+            let mut start = 4;
+            let parts = sizes.into_iter().map(|(column, size)| {
+                let range = start..start + size;
+                start = range.end + 7;
+                (column, range)
+            });
+            let parts: Vec<(usize, Range<u64>)> = parts.collect();
+            let object: Vec<u8> = (0..start).map(|at| (at * 31 % 251) as u8).collect();
+            let within = |range: &Range<u64>| &object[range.start as usize..range.end as usize];
+            let mut sent: Vec<u8> = parts.iter().flat_map(|(_, range)| within(range)).copied().collect();
+            sent.extend(std::iter::repeat_n(0, beyond));
+            let mut coming = ComingBytes::new(parts.clone());
+            let (mut rest, mut cuts) = (&sent[..], cuts.iter().cycle());
+            let mut is_theirs = true;
+            while !rest.is_empty() {
+                let (piece, left) = rest.split_at((*cuts.next().unwrap()).min(rest.len()));
+                is_theirs &= coming.push(piece);
+                rest = left;
+            }
+            prop_assert_eq!(is_theirs, beyond == 0);
+            if beyond > 0 {
+                return Ok(());
+            }
+            let chunks = coming.chunks(reservation(sent.len() as u64)).unwrap();
+            for (column, range) in &parts {
+                let Some(Pulled::Encoded(segments, _)) = chunks.get(column) else { panic!("column {column} is missing") };
+                prop_assert_eq!(&*segments.get(range.clone()).unwrap_or_default(), within(range));
+            }
+            let held: u64 = chunks.values().map(|chunk| if let Pulled::Encoded(_, held) = chunk { held.bytes() } else { 0 }).sum();
+            prop_assert_eq!(held, sent.len() as u64);
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_missing_make_nothing() {
+        let mut coming = ComingBytes::new(vec![(0, 4..14), (2, 20..25)]);
+        assert!(coming.push(&[0; 14]));
+        assert!(coming.chunks(reservation(15)).is_err());
+    }
 }

@@ -137,7 +137,7 @@ mod tests {
         drop(taken);
         assert!(is(waits(&rate, MIB).await, 1.1));
         // Whoever stops waiting does so as well.
-        let (mut waiting, _) = (Box::pin(rate.take(100 * MIB, PATIENCE)), ());
+        let mut waiting = Box::pin(rate.take(100 * MIB, PATIENCE));
         assert!(futures::poll!(&mut waiting).is_pending());
         assert!(rate.take(MIB, PATIENCE).await.is_err());
         drop(waiting);

@@ -1,0 +1,240 @@
+//! Servers of a cluster that fail each other: whatever a peer does, the answer is right, and what was reserved for it is free again.
+//!
+//! The peer is a server of its own, over a store of its own, which the one under test takes for the owner of all slots.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::RecordBatch;
+use bytesize::ByteSize;
+use flightcache::ScanRequest;
+use flightcache_proto::{Node, SlotMap, Ticket};
+use flightcache_server::admin::{Metrics, ScanMeter};
+use flightcache_server::object::{Freshness, Sources};
+use flightcache_server::scan::Engine;
+use flightcache_server::settings::Residency;
+use flightcache_server::{Server, Settings};
+use futures::TryStreamExt as _;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use crate::store::{TestStore, shared};
+use crate::support::{file, settings, until, values};
+
+const URL: &str = "s3://lake/t.parquet";
+const ROWS: i64 = 40_000;
+
+fn sources(store: &Arc<TestStore>) -> Sources {
+    Sources::default().with_store("s3://lake/", shared(store), Freshness::Immutable).unwrap()
+}
+
+/// An engine under test, to which all slots belong to another node.
+struct Asking {
+    engine: Arc<Engine>,
+    store: Arc<TestStore>,
+}
+
+impl Asking {
+    async fn new(settings: &Settings, owner_uri: String) -> Self {
+        Self::of(settings, owner_uri, file(0, ROWS, 10_000, 4)).await
+    }
+
+    async fn of(settings: &Settings, owner_uri: String, object: bytes::Bytes) -> Self {
+        let store = Arc::new(TestStore::new());
+        store.put("t.parquet", object).await;
+        let node = |id: &str, uri| Node { id: id.to_owned(), uri, ..Node::default() };
+        let nodes = vec![node("asking", None), node("owner", Some(owner_uri))];
+        let map = SlotMap::from_owners(1, nodes, |_| vec![1]).unwrap();
+        let engine = Engine::new(settings, sources(&store), Arc::new(Metrics::new().unwrap()), map);
+        Self { engine, store }
+    }
+
+    async fn scan(&self) -> flightcache::Result<Vec<RecordBatch>> {
+        let meter = Arc::new(ScanMeter::default());
+        let plan = self.engine.plan(&Ticket::Scan(ScanRequest::new(URL)), &meter).await?;
+        self.engine.execute(plan, meter).map_ok(|batch| batch.rows).try_collect().await
+    }
+
+    /// All rows, right; whatever was asked of the owner ended in `status`, and all came from the store.
+    async fn scan_of_store(&self, status: &str) {
+        let rows = values(&self.scan().await.unwrap());
+        assert!(rows.into_iter().eq(0..ROWS), "{status}");
+        let pulls = self.engine.metrics().peer_pulls.with_label_values(&["load", status]).get();
+        assert_eq!(pulls, 4, "{status}: {}", self.engine.metrics().render().unwrap());
+        let stats = self.engine.stats();
+        assert_eq!((stats.chunks_pulled, stats.resident_chunks), (0, 16), "{status}");
+        self.settled().await;
+    }
+
+    async fn settled(&self) {
+        let held = || {
+            let stats = self.engine.stats();
+            stats.in_flight_bytes + stats.streaming_bytes
+        };
+        until("nothing is reserved any more", || held() == 0).await;
+    }
+}
+
+/// A server that others take for the owner.
+struct Owner {
+    server: Server,
+    store: Arc<TestStore>,
+}
+
+impl Owner {
+    async fn start(residency: Residency, object: bytes::Bytes) -> Self {
+        let store = Arc::new(TestStore::new());
+        store.put("t.parquet", object).await;
+        let settings = Settings { residency, ..settings() };
+        let server = Server::start_with(&settings, sources(&store), Arc::new(Metrics::new().unwrap())).await.unwrap();
+        Self { server, store }
+    }
+
+    /// From here on it knows the footer, and gets no more of its store until `release`.
+    async fn hold(&self) {
+        self.server.engine().info(URL).await.unwrap();
+        self.store.gate.forget_permits(Semaphore::MAX_PERMITS);
+    }
+
+    fn release(&self) {
+        self.store.gate.add_permits(1_000);
+    }
+
+    fn uri(&self) -> String {
+        format!("grpc+tcp://{}", self.server.flight_addr())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_is_asked_before_the_store() {
+    for residency in [Residency::Arrow, Residency::Parquet, Residency::Auto] {
+        let owner = Owner::start(residency, file(0, ROWS, 10_000, 4)).await;
+        let asking = Asking::new(&Settings { residency, ..settings() }, owner.uri()).await;
+        assert!(values(&asking.scan().await.unwrap()).into_iter().eq(0..ROWS));
+        let stats = asking.engine.stats();
+        assert_eq!(stats.chunks_pulled, 16);
+        // The data, and a little more: figures, a copy of the schema.
+        let data = 4 * 8 * ROWS as u64;
+        assert!((data..data + data / 10).contains(&stats.pulled_bytes), "{residency:?}: {} bytes of {data}", stats.pulled_bytes);
+        assert_eq!(asking.store.take_reads().len(), 1, "the footer");
+        asking.settled().await;
+        assert!(owner.server.shutdown().await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_rows_than_were_asked_for_are_refused() {
+    // Its objects have the same URL and version.
+    let others = [
+        ("more rows in a row group", file(0, 2 * ROWS, 20_000, 4)),
+        ("very many rows in a row group", file(0, 40 * ROWS, 400_000, 4)),
+        ("fewer rows in a row group", file(0, ROWS, 5_000, 4)),
+    ];
+    for residency in [Residency::Arrow, Residency::Parquet] {
+        for (what, object) in &others {
+            let owner = Owner::start(residency, object.clone()).await;
+            let asking = Asking::new(&Settings { residency, ..settings() }, owner.uri()).await;
+            asking.scan_of_store("internal").await;
+            // It is not read on: at most a window of it came.
+            let came = asking.engine.stats().pulled_bytes;
+            assert!(came < 4 * (4 << 20), "{what}, {residency:?}: {came} bytes came");
+            assert!(owner.server.shutdown().await);
+        }
+        let owner = Owner::start(residency, file(0, ROWS, 10_000, 3)).await;
+        let asking = Asking::new(&Settings { residency, ..settings() }, owner.uri()).await;
+        asking.scan_of_store("not_found").await;
+        assert!(owner.server.shutdown().await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_finds_no_room_is_read_from_the_store() {
+    // As much as loading a row group from the store takes, and not as much again.
+    let small = Settings { capacity: ByteSize::kib(800), reserve: Some(ByteSize(0)), ..settings() };
+    let owner = Owner::start(Residency::Arrow, file(0, ROWS, 10_000, 4)).await;
+    let asking = Asking::new(&small, owner.uri()).await;
+    assert!(values(&asking.scan().await.unwrap()).into_iter().eq(0..ROWS));
+    assert!(asking.engine.metrics().peer_pulls.with_label_values(&["load", "resource_exhausted"]).get() > 0);
+    asking.settled().await;
+    assert!(owner.server.shutdown().await);
+}
+
+/// Listens, and says nothing.
+async fn mute() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("grpc+tcp://{}", listener.local_addr().unwrap());
+    (listener, uri)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_says_nothing_is_given_up() {
+    let (_listener, uri) = mute().await;
+    let asking = Asking::new(&settings(), uri).await;
+    let asked_at = Instant::now();
+    asking.scan_of_store("unavailable").await;
+    let waited = asked_at.elapsed();
+    assert!(waited <= Duration::from_secs(35), "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_hangs_is_given_up() {
+    for residency in [Residency::Arrow, Residency::Parquet] {
+        let owner = Owner::start(residency, file(0, ROWS, 10_000, 4)).await;
+        owner.hold().await;
+        let asking = Asking::new(&Settings { residency, ..settings() }, owner.uri()).await;
+        let asked_at = Instant::now();
+        asking.scan_of_store("unavailable").await;
+        let waited = asked_at.elapsed();
+        assert!((Duration::from_secs(25)..=Duration::from_secs(35)).contains(&waited), "{waited:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_would_wait_too_long_for_the_rate_is_read_from_the_store() {
+    for residency in [Residency::Arrow, Residency::Parquet] {
+        let object = file(0, 8 * 200_000, 200_000, 4);
+        let owner = Owner::start(residency, object.clone()).await;
+        let slow = Settings { residency, peer_bandwidth: Some(ByteSize::mib(8)), ..settings() };
+        let asking = Asking::of(&slow, owner.uri(), object).await;
+        // Row groups of 6.1 MiB and a rate of 8 MiB a second: the first come in the burst, some wait, the rest are refused.
+        let asked_at = Instant::now();
+        assert!(values(&asking.scan().await.unwrap()).into_iter().eq(0..8 * 200_000));
+        let waited = asked_at.elapsed();
+        let metrics = asking.engine.metrics();
+        let (refused, ok) = (metrics.peer_refusals.get(), metrics.peer_pulls.with_label_values(&["load", "ok"]).get());
+        assert!(refused > 0 && ok > 2 && refused + ok == 8, "{refused} refused, {ok} came");
+        assert!(metrics.peer_wait_seconds.get_sample_sum() > 0.0);
+        assert!(waited <= Duration::from_secs(4), "{waited:?}");
+        assert!(asking.engine.stats().pulled_bytes as f64 <= 9.0 * 2.0_f64.powi(20) * (waited.as_secs_f64() + 2.0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_ends_with_the_scan_it_is_for() {
+    for residency in [Residency::Arrow, Residency::Parquet] {
+        let owner = Owner::start(residency, file(0, ROWS, 10_000, 4)).await;
+        let asking = Asking::new(&Settings { residency, ..settings() }, owner.uri()).await;
+        owner.hold().await;
+        let scan = tokio::spawn({
+            let engine = Arc::clone(&asking.engine);
+            async move {
+                let meter = Arc::new(ScanMeter::default());
+                let plan = engine.plan(&Ticket::Scan(ScanRequest::new(URL)), &meter).await.unwrap();
+                engine.execute(plan, meter).try_for_each(|_| std::future::ready(Ok(()))).await
+            }
+        });
+        let under_way = || owner.server.engine().stats().in_flight_bytes;
+        until("the owner loads", || under_way() > 0).await;
+        assert!(asking.engine.stats().in_flight_bytes > 0);
+        scan.abort();
+        asking.settled().await;
+        until("the owner has given it up", || under_way() == 0).await;
+        assert_eq!(asking.engine.metrics().peer_chunks.get() + asking.engine.stats().resident_chunks, 0);
+        // The ways to it are free again.
+        owner.release();
+        assert!(values(&asking.scan().await.unwrap()).into_iter().eq(0..ROWS));
+        assert_eq!(asking.engine.stats().chunks_pulled, 16);
+        assert!(owner.server.shutdown().await);
+    }
+}
