@@ -139,7 +139,7 @@ pub(crate) fn read(client: Client, share: Share, transfer: Transfer) -> impl Str
             let failed = match begun {
                 Err(failed) => failed,
                 Ok((mut begun, at)) => loop {
-                    let frame = match begun.next().await {
+                    let frame = match client.routes.unless_lost(&at, begun.next()).await {
                         Ok(Some(frame)) => frame,
                         Ok(None) if passed_over < known => break Failed { error: shorter(), at: None },
                         Ok(None) => return,
@@ -219,7 +219,10 @@ async fn open(
     }
     let begin = |connection: &Connection| {
         let (connection, ticket) = (connection.clone(), share.ticket.clone());
-        async move { Ok((Begun::begin(&connection, ticket, epoch, transfer).await?, connection)) }
+        async move {
+            let begun = client.routes.unless_lost(&connection, Begun::begin(&connection, ticket, epoch, transfer)).await?;
+            Ok((begun, connection))
+        }
     };
     match candidates[..] {
         [] => Err(Failed { error: Error::internal("a slot without an owner"), at: None }),
