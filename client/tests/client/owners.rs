@@ -100,7 +100,7 @@ async fn one_owner_alone_is_asked_again() {
     high.answer_get("a", versioned(7, [1, 2]));
     let client = low.connect().await;
     assert_eq!(read(&client).await, (vec![1, 2], None));
-    assert_eq!(client.failed_requests(), 6);
+    assert_eq!(client.failed_requests(), 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]
