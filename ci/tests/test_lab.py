@@ -1,8 +1,9 @@
 """Three servers, three clients and a store 30 ms away, each on a host of its own, with links of 1 Gbit/s: what clients that ask all the
-time notice when a server is killed, the network splits, and all servers are restarted. Needs network namespaces, and is skipped without."""
+time notice when a server is killed or stands still, the network splits, and all servers are restarted. Needs network namespaces, and is skipped without."""
 
 import contextlib
 import random
+import signal
 import time
 
 import pyarrow as pa
@@ -92,6 +93,13 @@ def test_clients_lose_nothing_but_time(store, replicas):
             node["s2"].ready()
             cluster.settle(*SERVERS)
             assert node["s1"].nodes()[node["s2"].uri]["id"] == name, "it is the same node"
+
+        with load.during("stopped", at_most_retried):
+            node["s1"].process.send_signal(signal.SIGSTOP)
+            cluster.settle("s2", "s3")
+        with load.during("going on", at_most_retried):
+            node["s1"].process.send_signal(signal.SIGCONT)
+            cluster.settle(*SERVERS)
 
         with load.during("split", at_most_retried):
             hosts.split("s3", "c3")

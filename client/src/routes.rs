@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use arrow_flight::Action;
 use arrow_flight::flight_service_client::FlightServiceClient;
 use flightcache_proto::{Error, ErrorKind, Node, Result, Slot, SlotMap, action};
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, Either, select};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use http::Uri;
@@ -39,8 +40,11 @@ const NEXT_CONTACT_AFTER: Duration = Duration::from_millis(500);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Where nothing comes, whether the other host still acknowledges is asked this often,
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// and so many times. By then the rest of a cluster knows as well, or is about to.
+/// and so many times.
 const PROBES: u32 = 3;
+/// How long a server may say nothing before it is given up if its host does not, or else if its cluster has lost it. By then the others
+/// know, or are about to.
+const SILENCE: Duration = PROBE_INTERVAL.saturating_mul(PROBES);
 
 /// The slot map and the channels, cached.
 ///
@@ -50,6 +54,8 @@ pub struct Routes {
     seed: Connection,
     /// The seed is a Unix socket, which no slot map names.
     is_local: bool,
+    /// A map has named it: it is not merely an address by which some server of the cluster is reached.
+    seed_is_named: AtomicBool,
     map: Mutex<Option<Known>>,
     /// By host and port, or path.
     connections: Mutex<HashMap<String, Connection>>,
@@ -240,7 +246,7 @@ fn channel(address: &str) -> Result<Channel> {
     tcp.set_keepalive_interval(Some(PROBE_INTERVAL));
     tcp.set_keepalive_retries(Some(PROBES));
     #[cfg(target_os = "linux")]
-    tcp.set_tcp_user_timeout(Some(PROBE_INTERVAL * PROBES));
+    tcp.set_tcp_user_timeout(Some(SILENCE));
     Ok(endpoint.connect_with_connector_lazy(tcp))
 }
 
@@ -254,6 +260,7 @@ impl Routes {
         Ok(Self {
             seed,
             is_local: address.starts_with('/'),
+            seed_is_named: AtomicBool::new(false),
             map: Mutex::default(),
             connections,
             lookups: AtomicU64::new(0),
@@ -396,11 +403,39 @@ impl Routes {
         let address = address(uri)?;
         let mut connections = lock(&self.connections);
         if let Some(connection) = connections.get(address) {
+            if connection.is(&self.seed) {
+                self.seed_is_named.store(true, Ordering::Relaxed);
+            }
             return Ok(connection.clone());
         }
         let connection = connection(address)?;
         connections.insert(address.to_owned(), connection.clone());
         Ok(connection)
+    }
+
+    /// What a server answers. Where it says nothing for long, whether the cluster has lost it is asked: a server that is stopped does not tell.
+    pub(crate) async fn unless_lost<T>(&self, server: &Connection, answer: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut answer = pin!(answer);
+        loop {
+            let silence = pin!(async {
+                tokio::time::sleep(SILENCE).await;
+                self.has_lost(server).await
+            });
+            match select(answer.as_mut(), silence).await {
+                Either::Left((answer, _)) => return answer,
+                Either::Right((false, _)) => {}
+                Either::Right((true, _)) => {
+                    return Err(Error::new(ErrorKind::Unavailable, "the server says nothing, and its cluster has lost it"));
+                }
+            }
+        }
+    }
+
+    /// Whether a server that slot maps named is in the newest one no more.
+    async fn has_lost(&self, server: &Connection) -> bool {
+        let was_named = !server.is(&self.seed) || self.seed_is_named.load(Ordering::Relaxed);
+        let Some(map) = (if was_named { self.refresh().await.ok() } else { None }) else { return false };
+        !map.nodes().iter().any(|node| self.connection(&map, node).is_ok_and(|named| named.is(server)))
     }
 
     /// Requests that failed for want of their server.

@@ -9,7 +9,7 @@ use arrow::datatypes::{Schema, SchemaRef};
 use arrow_flight::{FlightDescriptor, FlightEndpoint, FlightInfo};
 use flightcache_proto::{Error, ErrorKind, Part, Populate, Result, ScanRequest, ScanStats, Slot};
 use futures::stream::BoxStream;
-use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use futures::{Stream, StreamExt as _, TryFutureExt as _, TryStreamExt as _};
 use serde::Deserialize;
 
 use crate::client::Client;
@@ -148,10 +148,11 @@ pub(crate) async fn plan(client: &Client, request: &ScanRequest) -> Result<Fligh
     let owners = client.routes.owners(Slot::of(&request.url, Part::Footer)).await?;
     let mut failed = None;
     for server in owners.connections.into_iter().chain([client.routes.contact()]) {
-        let info = flight(server.channel()).get_flight_info(FlightDescriptor::new_cmd(request.to_protobuf())).await;
-        let error = match info {
+        let mut flight = flight(server.channel());
+        let asked = flight.get_flight_info(FlightDescriptor::new_cmd(request.to_protobuf()));
+        let error = match client.routes.unless_lost(&server, asked.map_err(|status| from_status(&status))).await {
             Ok(info) => return Ok(info.into_inner()),
-            Err(status) => from_status(&status),
+            Err(error) => error,
         };
         client.routes.learn_from(&error);
         client.routes.turn_from(&server, &error);

@@ -139,7 +139,7 @@ pub(crate) fn read(client: Client, share: Share, transfer: Transfer) -> impl Str
             let failed = match begun {
                 Err(failed) => failed,
                 Ok((mut begun, at)) => loop {
-                    let frame = match begun.next().await {
+                    let frame = match client.routes.unless_lost(&at, begun.next()).await {
                         Ok(Some(frame)) => frame,
                         Ok(None) if passed_over < known => break Failed { error: shorter(), at: None },
                         Ok(None) => return,
@@ -216,7 +216,7 @@ async fn open(
     let begin = |connection: &Connection| {
         let (connection, ticket) = (connection.clone(), share.ticket.clone());
         async move {
-            match Begun::begin(&connection, ticket, epoch, transfer).await {
+            match client.routes.unless_lost(&connection, Begun::begin(&connection, ticket, epoch, transfer)).await {
                 Ok(begun) => Ok((begun, connection)),
                 Err(error) => Err(Failed { error, at: Some(connection) }),
             }

@@ -1,8 +1,11 @@
 //! Slots of two owners: which of them is asked, and what becomes of a share when one fails.
 
+use std::sync::Arc;
+
 use flightcache::{Client, Error, ErrorKind};
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 
 use crate::fake::{Fake, HIGH, Step, URL, endpoint, failure, halves, plan, rows, shared, then, values, versioned, whole};
 
@@ -97,7 +100,7 @@ async fn one_owner_alone_is_asked_again() {
     high.answer_get("a", versioned(7, [1, 2]));
     let client = low.connect().await;
     assert_eq!(read(&client).await, (vec![1, 2], None));
-    assert_eq!(client.failed_requests(), 6);
+    assert_eq!(client.failed_requests(), 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -135,6 +138,36 @@ async fn a_slow_owner_does_not_keep_a_share() {
     assert_eq!(read(&client).await, (vec![1, 2], None));
     assert_eq!(client.hedged_requests(), 1);
     high.until("what was too slow is given up", |counts| counts.abandoned == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_says_nothing_is_left_once_the_others_have_lost_it() {
+    let (low, high) = (Fake::start().await, Fake::start().await);
+    low.answer_map(&halves(1, Some(low.uri()), Some(high.uri())));
+    low.answer_plan(Ok(plan([endpoint("a", HIGH, 1)])));
+    high.answer_get("a", then(versioned(7, [1, 2]), Step::Hang));
+    low.answer_get("a", versioned(7, [1, 2, 3]));
+    let client = low.connect().await;
+    low.answer_map(&whole(2, &low));
+    assert_eq!(read(&client).await, (vec![1, 2, 3], None));
+    assert_eq!(client.failed_requests(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_takes_long_is_not_left_while_the_others_know_it() {
+    let (low, high) = (Fake::start().await, Fake::start().await);
+    low.answer_map(&halves(1, Some(low.uri()), Some(high.uri())));
+    low.answer_plan(Ok(plan([endpoint("a", HIGH, 1)])));
+    let goes_on = Arc::new(Notify::new());
+    high.answer_get("a", [vec![Step::Await(Arc::clone(&goes_on))], versioned(7, [1, 2])].concat());
+    let client = low.connect().await;
+    let asked = async {
+        low.until("whether it is lost was asked", |counts| counts.maps == 2).await;
+        goes_on.notify_one();
+    };
+    let (answer, ()) = tokio::join!(read(&client), asked);
+    assert_eq!(answer, (vec![1, 2], None));
+    assert_eq!((high.counts().gets.len(), client.failed_requests()), (1, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
