@@ -344,6 +344,8 @@ impl ThisNode {
         }
         tokio::time::sleep(self.config.pace.interval * ROUNDS_OF_FAREWELL).await;
         self.membership.stop().await;
+        // With its lock: from here on the node may be started anew.
+        drop(self.identity);
         self.told.has_left.send_replace(true);
     }
 }
