@@ -135,10 +135,15 @@ impl Connection {
 
     /// The lane of the fewest answers, the first of several: one answer at a time knows no other.
     pub(crate) fn take_lane(&self) -> TakenLane {
-        let answers = |lane: &Lane| lane.answers.load(Ordering::Relaxed);
-        let index = (0..self.lanes.len()).min_by_key(|&index| answers(&self.lanes[index])).unwrap_or(0);
-        self.lanes[index].answers.fetch_add(1, Ordering::Relaxed);
-        TakenLane { lanes: Arc::clone(&self.lanes), index }
+        loop {
+            let answers = self.lanes.iter().map(|lane| lane.answers.load(Ordering::Relaxed));
+            let (index, fewest) = answers.enumerate().min_by_key(|&(_, answers)| answers).unwrap_or((0, 0));
+            let taken = &self.lanes[index].answers;
+            // Whoever took it meanwhile leaves another one to be the one of the fewest.
+            if taken.compare_exchange(fewest, fewest + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                return TakenLane { lanes: Arc::clone(&self.lanes), index };
+            }
+        }
     }
 }
 
