@@ -69,7 +69,10 @@ pub struct InTurn<T> {
 }
 
 impl<T> InTurn<T> {
-    /// There has to be one.
+    /// All of them, the first one first.
+    ///
+    /// # Panics
+    /// If there is none.
     pub fn new(all: Vec<T>) -> Self {
         assert!(!all.is_empty(), "nobody's turn");
         Self { all, next: AtomicUsize::new(0) }
