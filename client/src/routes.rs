@@ -165,6 +165,8 @@ struct Known {
     map: Arc<SlotMap>,
     /// It may be out of date: ask before it is used again. It is kept, for an answer may be older still.
     is_stale: bool,
+    /// A server that it names could not be reached.
+    is_doubted: bool,
 }
 
 /// A Flight client over a channel, for everything but `DoGet`.
@@ -345,10 +347,11 @@ impl Routes {
             serde_json::from_slice(&body).map_err(|e| Error::internal(format!("the server's slot map cannot be read: {e}")))?;
         let mut cached = lock(&self.map);
         let map = match cached.take() {
-            Some(known) if known.map.epoch() > map.epoch() => known.map,
+            // One that names a server which cannot be reached may be of a part of the cluster that is gone: nobody will tell a newer one.
+            Some(known) if known.map.epoch() > map.epoch() && !known.is_doubted => known.map,
             _ => Arc::new(map),
         };
-        *cached = Some(Known { map: Arc::clone(&map), is_stale: false });
+        *cached = Some(Known { map: Arc::clone(&map), is_stale: false, is_doubted: false });
         Ok(map)
     }
 
@@ -368,6 +371,7 @@ impl Routes {
             && let Some(known) = lock(&self.map).as_mut()
         {
             known.is_stale = true;
+            known.is_doubted |= error.kind == ErrorKind::Unavailable;
         }
     }
 
@@ -413,6 +417,10 @@ impl Routes {
             }
             return Ok(connection.clone());
         }
+        // Nodes that are gone are not kept in mind.
+        let is_named =
+            |address: &str| map.nodes().iter().any(|node| node.uri.as_deref().is_some_and(|uri| uri.ends_with(address)));
+        connections.retain(|address, known| known.is(&self.seed) || is_named(address));
         let connection = connection(address)?;
         connections.insert(address.to_owned(), connection.clone());
         Ok(connection)

@@ -19,7 +19,7 @@ use std::sync::{Arc, LazyLock};
 use datafusion::logical_expr::AggregateUDF;
 use flightcache_proto::aggregation::AGGREGATES;
 
-pub use read::read;
+pub use read::{Bound, read};
 pub use rule::AggregatePushdown;
 pub(crate) use write::Pushed;
 

@@ -6,6 +6,7 @@ use arrow::datatypes::{DataType, FieldRef, Schema, SchemaRef};
 use datafusion::common::{DFSchema, DataFusionError};
 use datafusion::execution::SessionState;
 use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::logical_expr::Expr;
 use datafusion::logical_expr::type_coercion::functions::fields_with_udf;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::aggregate::{AggregateExprBuilder, AggregateFunctionExpr};
@@ -23,10 +24,13 @@ use crate::schema;
 /// Plans expressions. What they may call they bring with them.
 static PLANNER: LazyLock<SessionState> = LazyLock::new(|| SessionStateBuilder::new().build());
 
-/// What an aggregation says, of `rows` that have the columns it is over. Refused where its states would have other types than it
-/// says.
-pub fn read(aggregation: &Aggregation, rows: Arc<dyn ExecutionPlan>) -> Result<AggregateExec> {
-    let mut reader = Expressions { reader: Reader::new(aggregation.values.as_ref())?, over: columns(rows.schema())? };
+/// What becomes of an expression before it is planned, over columns.
+pub type Bound<'a> = &'a dyn Fn(Expr, &DFSchema) -> Result<Expr, DataFusionError>;
+
+/// What an aggregation says, of `rows` that have the columns it is over, each expression as `bound` makes it. Refused where its states
+/// would have other types than it says.
+pub fn read(aggregation: &Aggregation, rows: Arc<dyn ExecutionPlan>, bound: Bound<'_>) -> Result<AggregateExec> {
+    let mut reader = Expressions { reader: Reader::new(aggregation.values.as_ref())?, over: columns(rows.schema())?, bound };
     let inputs = aggregation.inputs.iter().enumerate();
     let inputs = inputs.map(|(at, input)| Ok((reader.read(Some(input))?, at.to_string()))).collect::<Result<Vec<_>>>()?;
     // Of no columns there would be nothing to count rows by.
@@ -71,14 +75,16 @@ fn columns(schema: SchemaRef) -> Result<DFSchema> {
     DFSchema::try_from(schema).map_err(invalid)
 }
 
-struct Expressions {
+struct Expressions<'a> {
     reader: Reader,
     over: DFSchema,
+    bound: Bound<'a>,
 }
 
-impl Expressions {
+impl Expressions<'_> {
     fn read(&mut self, expression: Option<&Expression>) -> Result<Arc<dyn PhysicalExpr>> {
         let expr = self.reader.expr(expression, 0).map_err(|e| refused(e.message))?;
+        let expr = (self.bound)(expr, &self.over).map_err(invalid)?;
         PLANNER.create_physical_expr(expr, &self.over).map_err(invalid)
     }
 

@@ -83,7 +83,7 @@ async fn states_are_those_of_the_plan() {
         let exec = partial(select).await;
         let pushed = Pushed::new(&inputs(&exec), &exec, &batch().schema()).unwrap_or_else(|| panic!("{select}"));
         let aggregation = Aggregation::parse(&pushed.aggregation).unwrap();
-        let arrived = read(&aggregation, scan()).unwrap();
+        let arrived = read(&aggregation, scan(), &|expr, _| Ok(expr)).unwrap();
         assert_eq!(states(arrived).await, states(exec).await, "{select}");
     }
 }
@@ -98,7 +98,7 @@ async fn garbage_is_refused_or_says_something_else() {
                 let mut bad = good.clone();
                 bad[at] ^= bit;
                 if let Ok(aggregation) = Aggregation::parse(&bad) {
-                    let _ = read(&aggregation, scan());
+                    let _ = read(&aggregation, scan(), &|expr, _| Ok(expr));
                 }
             }
         }

@@ -48,7 +48,7 @@ impl Pushed {
         }
         let aggregation = write(inputs, exec, table)?;
         // What is read must say the same: of the states' types that is made sure here, rather than by a refusal later.
-        super::read(&aggregation, Arc::new(EmptyExec::new(Arc::new(rows)))).ok()?;
+        super::read(&aggregation, Arc::new(EmptyExec::new(Arc::new(rows))), &|expr, _| Ok(expr)).ok()?;
         let aggregation = aggregation.to_bytes();
         // What is longer would be refused.
         (aggregation.len() <= MAX_BYTES).then(|| Self {

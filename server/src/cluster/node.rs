@@ -255,7 +255,6 @@ impl ThisNode {
         self.agrees = others_say.iter().any(|published| published.fingerprint == fingerprint);
         let may_begin = self.me.state != NodeState::Joining;
         let epoch = self.epoch.of_view(fingerprint, others_say.iter().copied(), (self.surroundings.clock)(), may_begin);
-        self.me.published = may_begin.then_some(Published { epoch, fingerprint });
         let nodes = view.nodes();
         let is_same = |map: &SlotMap| map.epoch() == epoch && map.nodes() == nodes;
         if !is_same(&self.told.current.borrow().map) {
@@ -266,6 +265,8 @@ impl ThisNode {
             self.metrics.cluster_view_changes.inc();
             tracing::info!(epoch, nodes = nodes.len(), owners = view.owners().count(), "slot map");
         }
+        // Once the map is there that it is of.
+        self.me.published = may_begin.then_some(Published { epoch, fingerprint });
         (self.view, self.others_say) = (view, others_say);
     }
 

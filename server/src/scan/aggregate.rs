@@ -6,10 +6,14 @@ use std::{fmt, task};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use datafusion::common::DataFusionError;
+use datafusion::common::config::ConfigOptions;
+use datafusion::common::tree_node::TreeNode as _;
+use datafusion::common::{DFSchema, DataFusionError};
 use datafusion::execution::memory_pool::{MemoryLimit, MemoryPool, MemoryReservation};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::logical_expr::Expr;
+use datafusion::logical_expr::expr_rewriter::FunctionRewrite as _;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::empty::EmptyExec;
@@ -22,6 +26,7 @@ use futures::{Stream, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::growth::BoundGrowth;
 use super::predicate::on_deep_stack;
 use super::stream::{Batch, Takes};
 use super::{Engine, Part, ScanPlan};
@@ -51,7 +56,7 @@ impl Aggregate {
     pub(crate) fn read(bytes: &[u8], columns: &SchemaRef) -> Result<Self> {
         let aggregation = Aggregation::parse(bytes)?;
         let none = Arc::new(EmptyExec::new(Arc::clone(columns)));
-        let schema = on_deep_stack(|| flightcache_datafusion::aggregate::read(&aggregation, none))?.schema();
+        let schema = planned(&aggregation, none)?.schema();
         Ok(Self { aggregation, schema, is_deep: bytes.len() > SHALLOW_BYTES })
     }
 
@@ -59,8 +64,15 @@ impl Aggregate {
         let schema = Arc::clone(&rows.schema);
         let rows = StreamingTableExec::try_new(schema, vec![Arc::new(rows)], None, [], false, None);
         let rows = Arc::new(rows.map_err(|e| Error::internal(e.strip_backtrace()))?);
-        on_deep_stack(|| flightcache_datafusion::aggregate::read(&self.aggregation, rows)).map(Arc::new)
+        planned(&self.aggregation, rows).map(Arc::new)
     }
+}
+
+/// An aggregation over rows, none of whose expressions makes more of them than fits.
+fn planned(aggregation: &Aggregation, rows: Arc<dyn ExecutionPlan>) -> Result<AggregateExec> {
+    let options = ConfigOptions::new();
+    let bound = |expr: Expr, over: &DFSchema| Ok(expr.transform_up(|expr| BoundGrowth.rewrite(expr, over, &options))?.data);
+    on_deep_stack(|| flightcache_datafusion::aggregate::read(aggregation, rows, &bound))
 }
 
 impl Engine {

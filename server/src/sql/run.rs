@@ -38,10 +38,11 @@ impl Sql {
         let (schema_sender, schema) = oneshot::channel();
         let (sender, mut batches) = mpsc::channel(BATCHES_AHEAD);
         let known = self.running.begin(&handle.id);
-        let (sql, meter) = (Arc::clone(self), Arc::clone(meter));
+        let (sql, meter, stopped) = (Arc::clone(self), Arc::clone(meter), known.token());
         let task = self.runtime.spawn(async move {
             let mut run = Run { schema_sender: Some(schema_sender), schema: None, sender, meter, has_sent: false };
-            sql.run_all(&handle, &mut run).await
+            // Whatever it waits for: its reader may not come back.
+            stopped.run_until_cancelled(sql.run_all(&handle, &mut run)).await.unwrap_or_else(|| Err(cancelled()))
         });
         let schema = tokio::select! {
             schema = schema => schema,

@@ -42,6 +42,11 @@ impl Running {
 }
 
 impl Known {
+    /// Is cancelled when the statement is.
+    pub(super) fn token(&self) -> CancellationToken {
+        self.token.clone()
+    }
+
     /// Waits until it is cancelled.
     pub(super) async fn cancelled(&self) {
         self.token.cancelled().await;

@@ -14,7 +14,7 @@ use datafusion::prelude::{ParquetReadOptions, SessionConfig, SessionContext};
 use flightcache::{ErrorKind, ScanRequest};
 use flightcache_datafusion::aggregate::AggregatePushdown;
 use flightcache_proto::aggregation::{Aggregate, Aggregation, VERSION};
-use flightcache_proto::predicate::{Expression, Kind};
+use flightcache_proto::predicate::{Binary, Call, Expression, Kind, Operator};
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
 use proptest::prelude::*;
@@ -386,6 +386,15 @@ async fn what_a_server_does_not_know_it_refuses() {
         assert!(status.message().contains(message), "{status}");
         assert_eq!(status.code(), expected_code(kind), "{status}");
     }
+    // What would make gigabytes of a batch is not made.
+    let square =
+        Binary { operator: Operator::Multiply.into(), left: Some(Box::new(column("id"))), right: Some(Box::new(column("id"))) };
+    let square = Expression::new(Kind::Binary(Box::new(square)));
+    let text = Call { function: "repeat".into(), arguments: vec![column("text"), square] };
+    let large = Aggregation { inputs: vec![Expression::new(Kind::Call(text))], ..valid() };
+    let request = ScanRequest { columns: Some(vec!["id".into(), "text".into()]), ..ask(large) };
+    let error = cache.do_get(serde_json::to_vec(&request).unwrap()).await.unwrap_err().to_string();
+    assert!(error.contains("repeat would make more than"), "{error}");
     // And the states of what it knows are an answer like others.
     let states = cache.do_get(serde_json::to_vec(&ask(valid())).unwrap()).await.unwrap();
     assert_eq!(crate::support::values(&states), [ROWS]);

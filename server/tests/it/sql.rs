@@ -457,11 +457,15 @@ async fn answers_of_all_types_arrive() {
 }
 
 /// What the calls below go through.
-fn flight(lake: &Lake) -> FlightServiceClient<Channel> {
+pub(crate) fn flight(lake: &Lake) -> FlightServiceClient<Channel> {
     FlightServiceClient::new(Endpoint::from_shared(format!("http://{}", lake.cache.server.flight_addr())).unwrap().connect_lazy())
 }
 
-async fn act(flight: &mut FlightServiceClient<Channel>, name: &str, body: Vec<u8>) -> Result<Vec<Bytes>, tonic::Status> {
+pub(crate) async fn act(
+    flight: &mut FlightServiceClient<Channel>,
+    name: &str,
+    body: Vec<u8>,
+) -> Result<Vec<Bytes>, tonic::Status> {
     let results = flight.do_action(Action::new(name, body)).await?.into_inner();
     results.map_ok(|result| result.body).try_collect().await
 }

@@ -2,12 +2,14 @@
 
 use arrow::array::{AsArray as _, RecordBatch};
 use arrow::datatypes::Int64Type;
+use arrow_flight::CancelFlightInfoRequest;
 use flightcache_proto::ErrorKind;
 use flightcache_server::Settings;
 use flightcache_server::object::Freshness;
 use futures::TryStreamExt as _;
+use prost::Message as _;
 
-use crate::sql::{Lake, ask, assert_kind, trips};
+use crate::sql::{Lake, act, ask, assert_kind, flight, trips};
 use crate::support::{file, settings, until};
 
 const ROWS: i64 = 40_000;
@@ -98,5 +100,14 @@ async fn so_many_statements_run_at_a_time() {
     assert_kind(&ask(&mut lake.client(), count).await.unwrap_err(), ErrorKind::ResourceExhausted, count);
     drop(stream);
     assert_eq!(ask(&mut lake.client(), count).await.unwrap()[0].num_rows(), 1, "the next runs once there is room");
+
+    // One that is cancelled makes room as well, though its reader is there and reads nothing.
+    let info = client.execute("SELECT * FROM 's3://lake/wide.parquet'".to_owned(), None).await.unwrap();
+    let mut stream = client.do_get(info.endpoint[0].ticket.clone().unwrap()).await.unwrap();
+    assert!(stream.try_next().await.unwrap().is_some());
+    let cancel = CancelFlightInfoRequest { info: Some(info) }.encode_to_vec();
+    act(&mut flight(&lake), "CancelFlightInfo", cancel).await.unwrap();
+    assert_eq!(ask(&mut lake.client(), count).await.unwrap()[0].num_rows(), 1);
+    drop(stream);
     lake.stop().await;
 }

@@ -25,6 +25,8 @@ use crate::settings::Residency;
 const LOAD_STALL: Duration = Duration::from_secs(30);
 /// How long a pull waits for `peer_bandwidth`: the store has answered by then.
 const RATE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long maps may differ in a cluster that is whole: some rounds of gossip.
+const MAPS_DIFFER: Duration = Duration::from_millis(500);
 /// Larger chunks come in pieces, or as one array whose offsets would overflow.
 const MAX_CHUNK_BYTES: u64 = 1 << 30;
 
@@ -42,18 +44,35 @@ type Chunks = HashMap<usize, Pulled>;
 impl Engine {
     /// Chunks of file columns that another server has, or loads. `transit` grows by what they take, as far as that is free. What comes
     /// is counted apart from what the store gives. Arrays come only where chunks rest as such alone.
-    pub(in crate::scan) async fn pulled(&self, group: &RowGroupRef, columns: &[usize], transit: Reservation) -> Chunks {
+    pub(in crate::scan) async fn pulled(&self, group: &RowGroupRef, columns: &[usize], mut transit: Reservation) -> Chunks {
+        match self.try_to_pull(group, columns, transit.split(0)).await {
+            Ok(chunks) => chunks,
+            Err(error) if error.kind == ErrorKind::Moved => {
+                // Maps differ. Soon they will not, and whoever owns the slot is to be the one that reads it.
+                tokio::time::sleep(MAPS_DIFFER).await;
+                self.try_to_pull(group, columns, transit).await.unwrap_or_default()
+            }
+            Err(_) => HashMap::new(),
+        }
+    }
+
+    async fn try_to_pull(&self, group: &RowGroupRef, columns: &[usize], transit: Reservation) -> Result<Chunks> {
         let (slot, map) = (group.slot(), self.slot_map());
         // Who is asked to load asks nobody to. What came with the footer need not be asked for.
         let may_ask = |(_, ask): &(Node, PeerAsk)| {
             (*ask == PeerAsk::Resident || !group.is_for_peer) && !self.footers.has_whole(&group.footer)
         };
         if columns.is_empty() {
-            return HashMap::new();
+            return Ok(HashMap::new());
         }
-        let Some((node, ask)) = self.whom_to_ask(slot, &map).filter(may_ask) else { return HashMap::new() };
-        let Some(ticket) = ticket(group, columns, ask, map.epoch()) else { return HashMap::new() };
-        let pulled = self.pull(group, columns, (&node, &map), ask, ticket, transit).await;
+        let Some((node, ask)) = self.whom_to_ask(slot, &map).filter(may_ask) else { return Ok(HashMap::new()) };
+        let Some(ticket) = ticket(group, columns, ask, map.epoch()) else { return Ok(HashMap::new()) };
+        // One that the cluster has lost is not waited for.
+        let is_lost = self.cluster.until(|map| !map.nodes().iter().any(|other| other.id == node.id));
+        let pulled = tokio::select! {
+            pulled = self.pull(group, columns, (&node, &map), ask, ticket, transit) => pulled,
+            _ = is_lost => Err(Error::new(ErrorKind::Unavailable, format!("node {} is gone", node.id))),
+        };
         let outcome = match &pulled {
             Ok(_) => "ok",
             Err(error) => error.kind.as_str(),
@@ -63,12 +82,12 @@ impl Engine {
             Ok(chunks) => {
                 self.metrics.peer_chunks.inc_by(chunks.len() as u64);
                 group.meter.pulled(chunks.len() as u64);
-                chunks
+                Ok(chunks)
             }
             Err(error) => {
                 let (url, row_group) = (group.footer.object.url(), group.row_group);
-                tracing::debug!(url, row_group, node = node.id, cause = %error, "not from a peer: the store is asked");
-                HashMap::new()
+                tracing::debug!(url, row_group, node = node.id, cause = %error, "not from a peer");
+                Err(error)
             }
         }
     }
