@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrow_flight::Action;
 use arrow_flight::flight_service_client::FlightServiceClient;
@@ -85,6 +85,8 @@ pub(crate) struct Connection {
     pub(crate) link: Arc<Link>,
     /// Each connects when it is first used.
     lanes: Arc<[Lane]>,
+    /// When it last could not be reached.
+    failed_at: Arc<Mutex<Option<Instant>>>,
 }
 
 #[derive(Debug)]
@@ -110,6 +112,16 @@ impl Connection {
     /// Answers that are being received.
     pub(crate) fn answers(&self) -> usize {
         self.lanes.iter().map(|lane| lane.answers.load(Ordering::Relaxed)).sum()
+    }
+
+    /// It could not be reached: where there is another, that one is asked first for a while. It has no answers under way, and would seem
+    /// to have little to do.
+    pub(crate) fn doubt(&self) {
+        *lock(&self.failed_at) = Some(Instant::now());
+    }
+
+    pub(crate) fn is_doubtful(&self) -> bool {
+        lock(&self.failed_at).is_some_and(|failed_at| failed_at.elapsed() < SILENCE)
     }
 
     pub(crate) fn is(&self, other: &Self) -> bool {
@@ -198,7 +210,7 @@ pub(crate) fn connect(location: &str) -> Result<Connection> {
 fn connection(address: &str) -> Result<Connection> {
     let lane = |_| Ok(Lane { channel: channel(address)?, answers: AtomicUsize::new(0) });
     let lanes = (0..LANES).map(lane).collect::<Result<_>>()?;
-    Ok(Connection { link: Arc::new(Link::new(is_local(address))), lanes })
+    Ok(Connection { link: Arc::new(Link::new(is_local(address))), lanes, failed_at: Arc::default() })
 }
 
 fn channel(address: &str) -> Result<Channel> {

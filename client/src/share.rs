@@ -184,6 +184,9 @@ pub(crate) fn read(client: Client, share: Share, transfer: Transfer) -> impl Str
                 client.routes.turn_from(at, &error);
             }
             let is_gone = error.kind == ErrorKind::Unavailable;
+            if let Some(at) = at.as_ref().filter(|_| is_gone) {
+                at.doubt();
+            }
             if !may_retry || (attempt >= MAX_ATTEMPTS && !is_patient) {
                 Err(error)?;
                 return;
@@ -213,7 +216,7 @@ async fn open(
         candidates.retain(|candidate| !candidate.is(avoid));
     }
     if let [first, second, ..] = candidates[..]
-        && second.answers() < first.answers()
+        && (second.is_doubtful(), second.answers()) < (first.is_doubtful(), first.answers())
     {
         candidates.swap(0, 1);
     }
