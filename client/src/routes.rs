@@ -48,7 +48,7 @@ const SILENCE: Duration = PROBE_INTERVAL.saturating_mul(PROBES);
 
 /// The slot map and the channels, cached.
 ///
-/// The locks guard memory only, never I/O.
+/// The locks guard memory only, never I/O; but for `refreshing`, under which the map is asked for.
 #[derive(Debug)]
 pub struct Routes {
     seed: Connection,
@@ -60,6 +60,8 @@ pub struct Routes {
     /// By host and port, or path.
     connections: Mutex<HashMap<String, Connection>>,
     lookups: AtomicU64,
+    /// Held while the map is asked for, by all who need it: once for all of them.
+    refreshing: tokio::sync::Mutex<()>,
     failed: AtomicU64,
     /// Of those who may be asked what any server can tell: the one that answers, as far as is known.
     contact: AtomicUsize,
@@ -91,6 +93,8 @@ pub(crate) struct Connection {
     lanes: Arc<[Lane]>,
     /// Answers to others that it told of, and when.
     told: Arc<Mutex<Option<(u64, Instant)>>>,
+    /// When it last could not be reached.
+    failed_at: Arc<Mutex<Option<Instant>>>,
 }
 
 #[derive(Debug)]
@@ -127,6 +131,16 @@ impl Connection {
     pub(crate) fn load(&self) -> u64 {
         let told = lock(&self.told).filter(|(_, at)| at.elapsed() < TOLD_FOR).map_or(0, |(beside, _)| beside);
         told.max(self.answers())
+    }
+
+    /// It could not be reached: where there is another, that one is asked first for a while. It has no answers under way, and would seem
+    /// to have little to do.
+    pub(crate) fn doubt(&self) {
+        *lock(&self.failed_at) = Some(Instant::now());
+    }
+
+    pub(crate) fn is_doubtful(&self) -> bool {
+        lock(&self.failed_at).is_some_and(|failed_at| failed_at.elapsed() < SILENCE)
     }
 
     pub(crate) fn is(&self, other: &Self) -> bool {
@@ -222,7 +236,7 @@ pub(crate) fn connect(location: &str) -> Result<Connection> {
 fn connection(address: &str) -> Result<Connection> {
     let lane = |_| Ok(Lane { channel: channel(address)?, answers: AtomicUsize::new(0) });
     let lanes = (0..LANES).map(lane).collect::<Result<_>>()?;
-    Ok(Connection { link: Arc::new(Link::new(is_local(address))), lanes, told: Arc::default() })
+    Ok(Connection { link: Arc::new(Link::new(is_local(address))), lanes, told: Arc::default(), failed_at: Arc::default() })
 }
 
 fn channel(address: &str) -> Result<Channel> {
@@ -271,6 +285,7 @@ impl Routes {
             map: Mutex::default(),
             connections,
             lookups: AtomicU64::new(0),
+            refreshing: tokio::sync::Mutex::default(),
             failed: AtomicU64::new(0),
             contact: AtomicUsize::new(0),
             hedges: Hedges::default(),
@@ -306,7 +321,22 @@ impl Routes {
         if let Some(known) = lock(&self.map).as_ref().filter(|known| !known.is_stale) {
             return Ok(Arc::clone(&known.map));
         }
+        let _one = self.refreshing.lock().await;
+        // Many wait for it at once where many shares are read.
+        if let Some(known) = lock(&self.map).as_ref().filter(|known| !known.is_stale) {
+            return Ok(Arc::clone(&known.map));
+        }
         self.refresh().await
+    }
+
+    /// The map of a server that says that a slot has moved since that of `epoch`, unless a newer one has come meanwhile.
+    pub(crate) async fn follow(&self, server: &Connection, epoch: Option<u64>) -> Result<()> {
+        let _one = self.refreshing.lock().await;
+        let is_newer = |known: &&Known| !known.is_stale && epoch.is_some_and(|epoch| known.map.epoch() > epoch);
+        if lock(&self.map).as_ref().filter(is_newer).is_some() {
+            return Ok(());
+        }
+        self.refresh_from(server).await.map(drop)
     }
 
     /// The slot map, which replaces an older one, of the first server that tells it. One that takes its time is not waited for alone.

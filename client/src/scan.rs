@@ -17,7 +17,7 @@ use crate::direct;
 use crate::link::Transfer;
 use crate::receive::Payload;
 use crate::retry::{MAX_ATTEMPTS, back_off, from_status, retrying};
-use crate::routes::flight;
+use crate::routes::{Connection, flight};
 use crate::share::{self, Figures, Share};
 
 /// A scan to be sent.
@@ -145,9 +145,10 @@ impl Stream for ScanStream {
 
 /// Asks an owner of the URL's slot; where it cannot be reached, another, or in the end anyone.
 pub(crate) async fn plan(client: &Client, request: &ScanRequest) -> Result<FlightInfo> {
-    let owners = client.routes.owners(Slot::of(&request.url, Part::Footer)).await?;
+    let mut owners = client.routes.owners(Slot::of(&request.url, Part::Footer)).await?.connections;
+    owners.sort_by_key(Connection::is_doubtful);
     let mut failed = None;
-    for server in owners.connections.into_iter().chain([client.routes.contact()]) {
+    for server in owners.into_iter().chain([client.routes.contact()]) {
         let mut flight = flight(server.channel());
         let asked = flight.get_flight_info(FlightDescriptor::new_cmd(request.to_protobuf()));
         let error = match client.routes.unless_lost(&server, asked.map_err(|status| from_status(&status))).await {
@@ -159,6 +160,7 @@ pub(crate) async fn plan(client: &Client, request: &ScanRequest) -> Result<Fligh
         if error.kind != ErrorKind::Unavailable {
             return Err(error);
         }
+        server.doubt();
         failed = Some(error);
     }
     Err(failed.unwrap_or_else(|| Error::internal("there is nobody to plan a scan")))

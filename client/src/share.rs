@@ -174,7 +174,7 @@ pub(crate) fn read(client: Client, share: Share, transfer: Transfer) -> impl Str
                 (Some(at), ErrorKind::Moved) => {
                     moves += 1;
                     // Who says so knows better. What it does not tell, the next answer will.
-                    if client.routes.refresh_from(at).await.is_err() {
+                    if client.routes.follow(at, epoch).await.is_err() {
                         client.routes.learn_from(&error);
                     }
                 }
@@ -184,6 +184,9 @@ pub(crate) fn read(client: Client, share: Share, transfer: Transfer) -> impl Str
                 client.routes.turn_from(at, &error);
             }
             let is_gone = error.kind == ErrorKind::Unavailable;
+            if let Some(at) = at.as_ref().filter(|_| is_gone) {
+                at.doubt();
+            }
             if !may_retry || (attempt >= MAX_ATTEMPTS && !is_patient) {
                 Err(error)?;
                 return;
@@ -212,7 +215,7 @@ async fn open(
     if let Some(avoid) = avoid.filter(|_| candidates.len() > 1) {
         candidates.retain(|candidate| !candidate.is(avoid));
     }
-    candidates.sort_by_cached_key(|candidate| candidate.load());
+    candidates.sort_by_cached_key(|candidate| (candidate.is_doubtful(), candidate.load()));
     let begin = |connection: &Connection| {
         let (connection, ticket) = (connection.clone(), share.ticket.clone());
         async move {
