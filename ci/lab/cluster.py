@@ -28,7 +28,7 @@ fs.copy_files(sys.argv[1], "lake/table", source_filesystem=fs.LocalFileSystem(),
 """
 
 
-def until(condition, what, timeout=60.0):
+def until(condition, what, timeout=180.0):
     """Waits for a condition, and tells how long that took."""
     began = time.monotonic()
     while not condition():

@@ -13,8 +13,9 @@ from lab.cluster import Asker, Cluster, Store, until
 from lab.hosts import CLIENTS, Hosts, missing
 
 SERVERS = ("s1", "s2", "s3")
-# Within this a crash is seen (`--detection-bound`); and what the rest of an answer may take beyond it, on a busy machine.
-BOUND_S, SLACK_S = 5.0, 3.0
+# Within this a crash is seen (`--detection-bound`); and what the rest of an answer may take beyond it, on a machine that is busy with other things:
+# how long clients stand still is measured by benches/cluster.
+BOUND_S, SLACK_S = 5.0, 20.0
 # `LOAD_STALL` in server/src/scan/peers.rs.
 LOAD_STALL_S = 30.0
 

@@ -36,8 +36,10 @@ const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
 /// How long one server may take to tell the slot map before another is asked too.
 const NEXT_CONTACT_AFTER: Duration = Duration::from_millis(500);
-/// A connection request is sent anew after a second.
+/// How long to connect to a server that is one of several: a request to connect is sent anew after a second.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// And to one that may be the only one: anew once more. A name has to be looked up as well.
+const SEED_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Where nothing comes, whether the other host still acknowledges is asked this often,
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// and so many times.
@@ -229,24 +231,23 @@ fn is_local(address: &str) -> bool {
 
 /// A connection to a location, made when it is first used.
 pub(crate) fn connect(location: &str) -> Result<Connection> {
-    connection(address(location)?)
+    connection(address(location)?, CONNECT_TIMEOUT)
 }
 
 /// A connection to an address, made when it is first used.
-fn connection(address: &str) -> Result<Connection> {
-    let lane = |_| Ok(Lane { channel: channel(address)?, answers: AtomicUsize::new(0) });
+fn connection(address: &str, timeout: Duration) -> Result<Connection> {
+    let lane = |_| Ok(Lane { channel: channel(address, timeout)?, answers: AtomicUsize::new(0) });
     let lanes = (0..LANES).map(lane).collect::<Result<_>>()?;
     Ok(Connection { link: Arc::new(Link::new(is_local(address))), lanes, told: Arc::default(), failed_at: Arc::default() })
 }
 
-fn channel(address: &str) -> Result<Channel> {
+fn channel(address: &str, timeout: Duration) -> Result<Channel> {
     let is_path = address.starts_with('/');
     // HTTP/2 has to be told some host.
     let authority = if is_path { "localhost" } else { address };
     let endpoint = Endpoint::from_shared(format!("http://{authority}"))
         .map_err(|e| Error::invalid(format!("{authority:?} is not a host and port: {e}")))?
-        // With looking up its name.
-        .connect_timeout(Duration::from_secs(5))
+        .connect_timeout(SEED_CONNECT_TIMEOUT)
         // A server that is stopped says nothing.
         .http2_keep_alive_interval(Duration::from_secs(10))
         // One that is very busy says it late.
@@ -261,7 +262,7 @@ fn channel(address: &str) -> Result<Channel> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    tcp.set_connect_timeout(Some(timeout));
     // A host that is gone, or cut off, acknowledges nothing; one that is busy does, by its kernel.
     tcp.set_keepalive(Some(PROBE_INTERVAL));
     tcp.set_keepalive_interval(Some(PROBE_INTERVAL));
@@ -275,7 +276,7 @@ impl Routes {
     /// Routes learned from the server at `location`.
     pub(crate) fn new(location: &str) -> Result<Self> {
         let address = address(location)?;
-        let seed = connection(address)?;
+        let seed = connection(address, SEED_CONNECT_TIMEOUT)?;
         // A map that names the seed is served over the connection there is.
         let connections = Mutex::new(HashMap::from([(address.to_owned(), seed.clone())]));
         Ok(Self {
@@ -451,7 +452,7 @@ impl Routes {
         let is_named =
             |address: &str| map.nodes().iter().any(|node| node.uri.as_deref().is_some_and(|uri| uri.ends_with(address)));
         connections.retain(|address, known| known.is(&self.seed) || is_named(address));
-        let connection = connection(address)?;
+        let connection = connection(address, CONNECT_TIMEOUT)?;
         connections.insert(address.to_owned(), connection.clone());
         Ok(connection)
     }
@@ -502,7 +503,7 @@ mod tests {
 
     #[tokio::test]
     async fn answers_are_spread_over_lanes() {
-        let connection = connection("127.0.0.1:50051").unwrap();
+        let connection = connection("127.0.0.1:50051", CONNECT_TIMEOUT).unwrap();
         let index = |taken: &[TakenLane]| taken.iter().map(|lane| lane.index).collect::<Vec<_>>();
         // One at a time.
         for _ in 0..2 {
