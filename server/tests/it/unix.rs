@@ -62,7 +62,8 @@ async fn scans_go_over_the_socket_alone() {
 async fn a_scan_under_way_outlives_the_socket() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cache.sock");
-    let cache = Cache::with(over(&path), TestStore::new()).await;
+    let patient = Settings { drain: std::time::Duration::from_mins(1), ..over(&path) };
+    let cache = Cache::with(patient, TestStore::new()).await;
     cache.store.put("t.parquet", file(0, 2_000_000, 100_000, 2)).await;
     let client = Client::connect(&format!("grpc+unix://{}", path.display())).await.unwrap();
     // In one request: shares that are to be asked for later would find the server gone.
