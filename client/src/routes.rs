@@ -333,8 +333,8 @@ impl Routes {
     /// The map of a server that says that a slot has moved since that of `epoch`, unless a newer one has come meanwhile.
     pub(crate) async fn follow(&self, server: &Connection, epoch: Option<u64>) -> Result<()> {
         let _one = self.refreshing.lock().await;
-        let is_newer = |known: &&Known| !known.is_stale && epoch.is_some_and(|epoch| known.map.epoch() > epoch);
-        if lock(&self.map).as_ref().filter(is_newer).is_some() {
+        let is_newer = |known: &Known| !known.is_stale && epoch.is_some_and(|epoch| known.map.epoch() > epoch);
+        if lock(&self.map).as_ref().is_some_and(is_newer) {
             return Ok(());
         }
         self.refresh_from(server).await.map(drop)
