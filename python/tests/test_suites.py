@@ -1,5 +1,5 @@
-"""TPC-H (of scale factor FLIGHTCACHE_TEST_SCALE) and ClickBench through both engines, cold and warm, against the `datafusion` package's over
-the files themselves."""
+"""TPC-H (of scale factor FLIGHTCACHE_TEST_SCALE) and ClickBench (over FLIGHTCACHE_TEST_HITS, or a table made up) through both engines, cold and
+warm, with a cache of FLIGHTCACHE_TEST_CAPACITY, against the `datafusion` package's over the files themselves."""
 
 import os
 import pathlib
@@ -34,7 +34,7 @@ def unlimited(query):
 
 @pytest.fixture
 def server(s3):
-    server = servers.Server("--source", "s3://lake/", "--capacity", "256MiB", env=s3.env)
+    server = servers.Server("--source", "s3://lake/", "--capacity", os.environ.get("FLIGHTCACHE_TEST_CAPACITY", "256MiB"), env=s3.env)
     yield server
     server.stop()
 
@@ -70,7 +70,8 @@ def test_tpch(s3, server, tmp_path):
 
 
 def test_clickbench(s3, server, tmp_path):
-    path = tmp_path / "hits.parquet"
-    hits.write(path)
+    path = pathlib.Path(os.environ.get("FLIGHTCACHE_TEST_HITS", tmp_path / "hits.parquet"))
+    if not path.exists():
+        hits.write(path)
     urls = {"hits": s3.put("hits/hits.parquet", path.read_bytes())}
     check("clickbench", 43, {"hits": path}, server, urls)
