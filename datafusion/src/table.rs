@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use arrow::datatypes::{Schema, SchemaRef};
 use async_trait::async_trait;
@@ -25,8 +24,7 @@ use super::cache::{Cache, to_datafusion};
 use super::source::CachedSource;
 use super::{schema, statistics};
 
-/// A table of a cache. Its schema is that of when it was opened; its objects are looked up anew by each query, once for all that it
-/// mentions of this table.
+/// A table of a cache. Its schema is that of when it was opened; its objects are looked up anew by each query.
 pub struct CachedTable {
     cache: Arc<dyn Cache>,
     url: String,
@@ -35,20 +33,7 @@ pub struct CachedTable {
     sorted_by: Vec<Vec<SortExpr>>,
     /// What was last known of it.
     known: Mutex<Arc<Described>>,
-    /// What it was planned with last.
-    planned: Mutex<Option<Planned>>,
 }
-
-/// What a query was planned with.
-struct Planned {
-    /// When the query began, in ns since 1970, which tells it from others.
-    query: Option<i64>,
-    at: Instant,
-    described: Arc<Described>,
-}
-
-/// How long planning may take from one mention of a table to the next. A query that is planned again later is another one.
-const PLANNING: Duration = Duration::from_secs(2);
 
 /// A table as it was at one time.
 #[derive(Debug)]
@@ -77,7 +62,6 @@ impl CachedTable {
             schema: Arc::clone(&known.schema),
             sorted_by: Vec::new(),
             known: Mutex::new(known),
-            planned: Mutex::new(None),
         })
     }
 
@@ -90,7 +74,6 @@ impl CachedTable {
             schema: Arc::clone(&self.schema),
             sorted_by: orders,
             known: Mutex::new(self.known()),
-            planned: Mutex::new(None),
         }
     }
 
@@ -106,20 +89,6 @@ impl CachedTable {
             }
         }
         files.split_files(partitions)
-    }
-
-    /// The objects as they are now; the same for all mentions of the table in a query, which are planned one right after the other.
-    async fn of_query(&self, state: &dyn Session) -> Result<Arc<Described>> {
-        let planned = || self.planned.lock().unwrap_or_else(PoisonError::into_inner);
-        let query = state.execution_props().query_execution_start_time.and_then(|at| at.timestamp_nanos_opt());
-        let is_this = |planned: &&Planned| query.is_some() && planned.query == query && planned.at.elapsed() < PLANNING;
-        let known = planned().as_ref().filter(is_this).map(|planned| Arc::clone(&planned.described));
-        if let Some(known) = known {
-            return Ok(known);
-        }
-        let described = Arc::new(Described::ask(&self.cache, &self.url).await?);
-        *planned() = Some(Planned { query, at: Instant::now(), described: Arc::clone(&described) });
-        Ok(described)
     }
 
     fn known(&self) -> Arc<Described> {
@@ -223,7 +192,7 @@ impl TableProvider for CachedTable {
         _filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let now = self.of_query(state).await?;
+        let now = Arc::new(Described::ask(&self.cache, &self.url).await?);
         if now.schema.fields() != self.schema.fields() {
             let message = format!("{}: it has another schema than when it was opened; open it again", self.url);
             return Err(to_datafusion(Error::new(ErrorKind::Changed, message)));

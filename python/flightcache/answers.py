@@ -68,6 +68,10 @@ class Stats(TypedDict):
     """Times a chunk was decoded of Parquet bytes that rest in the cache, or came to."""
     evictions: int
     """Entries evicted for space: chunks, or one form of them."""
+    chunks_pulled: int
+    """Of the misses: chunks that came from other servers of the cluster."""
+    pulled_bytes: int
+    """Bytes that came from other servers, of arrays or of Parquet."""
     store_requests: int
     """Requests sent to object stores, retries not counted."""
     store_bytes: int
