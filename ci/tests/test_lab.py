@@ -16,7 +16,7 @@ SERVERS = ("s1", "s2", "s3")
 # Within this a crash is seen (`--detection-bound`); and what the rest of an answer may take beyond it, on a machine that is busy with other things:
 # how long clients stand still is measured by benches/cluster.
 BOUND_S, SLACK_S = 5.0, 20.0
-# `LOAD_STALL` in server/src/scan/peers.rs.
+# `LOAD_STALL` in server/src/scan/peers/pull.rs: the most, should nobody notice.
 LOAD_STALL_S = 30.0
 
 # Connections of clients that were cut off hold a server that ends up for as long as `drain`.
