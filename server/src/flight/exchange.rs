@@ -224,15 +224,16 @@ impl Exchange {
             if let Some(message) = self.ready.pop_front() {
                 return Poll::Ready(Some(Ok(message)));
             }
-            if let Err(error) = self.read(cx) {
-                return Poll::Ready(Some(Err(error)));
-            }
+            let is_more = match self.read(cx) {
+                Ok(is_more) => is_more,
+                Err(error) => return Poll::Ready(Some(Err(error))),
+            };
             self.turn += 1;
             if self.turn.is_multiple_of(SCANS_TURN) && self.poll_scans(cx) || self.poll_rows(cx) || self.poll_scans(cx) {
                 continue;
             }
             // A cancelled scan leaves a message behind.
-            if !self.ready.is_empty() {
+            if is_more || !self.ready.is_empty() {
                 continue;
             }
             if self.outstanding == 0 {
@@ -252,18 +253,36 @@ impl Exchange {
         }
     }
 
-    /// Takes the requests that are there, as long as what is taken already is bounded.
-    fn read(&mut self, cx: &mut Context<'_>) -> Result<()> {
+    /// Whether the stream has no schema yet and will have one only: requests that may give it go one after another then, so that
+    /// it does not depend on which of them is read sooner.
+    fn awaits_schema(&self) -> bool {
+        self.form == Some(Form::Json) && self.schemas.0.is_empty()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.joined.is_empty() && self.scanning.is_empty()
+    }
+
+    /// Whether one more may be under way beside `running` of its kind.
+    fn may_start(&self, running: usize, most: usize) -> bool {
+        if self.awaits_schema() { self.is_idle() } else { running < most }
+    }
+
+    /// Takes the requests that are there, as long as what is taken already is bounded. Whether there may be more.
+    fn read(&mut self, cx: &mut Context<'_>) -> Result<bool> {
         while !self.is_stopping && self.outstanding < MAX_OUTSTANDING && self.outstanding_rows < MAX_OUTSTANDING_ROWS {
             if let Some(data) = self.next_data()? {
                 self.accept(&data)?;
+                if self.awaits_schema() && self.is_idle() && self.outstanding > 0 {
+                    return Ok(true);
+                }
                 continue;
             }
             if self.is_closed {
-                return Ok(());
+                return Ok(false);
             }
             match Pin::new(&mut self.incoming).poll_frame(cx) {
-                Poll::Pending => return Ok(()),
+                Poll::Pending => return Ok(false),
                 Poll::Ready(Some(Ok(frame))) => {
                     if let Ok(data) = frame.into_data() {
                         self.unread.extend_from_slice(&data);
@@ -283,7 +302,7 @@ impl Exchange {
                 }
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// The next message of the client, if all of it is there.
@@ -374,7 +393,7 @@ impl Exchange {
     /// Reads rows; whether there is something to send.
     fn poll_rows(&mut self, cx: &mut Context<'_>) -> bool {
         loop {
-            while self.joined.len() < MAX_JOINED {
+            while self.may_start(self.joined.len(), MAX_JOINED) {
                 let Some(reads) = self.next_reads() else { break };
                 let (engine, meter) = (Arc::clone(&self.engine), Arc::clone(&self.meter));
                 let mut reading = read_joined(engine, reads, meter).boxed();
@@ -464,7 +483,8 @@ impl Exchange {
     /// Goes on with scans; whether there is something to send.
     fn poll_scans(&mut self, cx: &mut Context<'_>) -> bool {
         loop {
-            while self.scanning.len() < MAX_SCANS {
+            // Which schema a stream has: of a message, its row reads' rather than its scans'.
+            while self.may_start(self.scanning.len(), MAX_SCANS) && (self.waiting.is_empty() || !self.awaits_schema()) {
                 let Some((tag, ticket)) = self.queued_scans.pop_front() else { break };
                 match ticket {
                     Ok(ticket) => self.start_scan(tag, ticket),

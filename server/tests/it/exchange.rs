@@ -207,6 +207,41 @@ async fn what_is_resident_does_not_wait_for_what_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_first_request_gives_a_stream_of_json_its_schema() {
+    let cache = Cache::start().await;
+    cache.store.put("t.parquet", file(0, 1_000, 1_000, 2)).await;
+    cache.store.put("cold.parquet", file(0, 1_000, 1_000, 2)).await;
+    assert_eq!(cache.values(URL, "c1").await.unwrap().len(), 1_000);
+    let first = [
+        r#""open": [{"template": 1, "scan": {"url": "s3://lake/cold.parquet", "columns": ["c0"]}}],
+           "rows": [{"template": 1, "tags": [1], "rows": [4]}]"#,
+        r#""scans": [{"tag": 1, "scan": {"url": "s3://lake/cold.parquet", "columns": ["c0"], "limit": 1}}]"#,
+    ];
+    // It is read last: what is asked for beside it and after it is resident.
+    for (first, is_cancelled) in [(first[0], false), (first[1], false), (first[1], true)] {
+        cache.client.evict("s3://lake/cold.parquet").await.unwrap();
+        let permits = cache.store.gate.forget_permits(tokio::sync::Semaphore::MAX_PERMITS);
+        let mut raw = Raw::open(&cache, Form::Json).await;
+        raw.ask(&format!("{{{first}}}")).await;
+        raw.ask(r#"{"scans": [{"tag": 2, "scan": {"url": "s3://lake/t.parquet", "columns": ["c1"], "limit": 1}}]}"#).await;
+        if is_cancelled {
+            raw.ask(r#"{"cancel": [1]}"#).await;
+            assert_eq!(raw.next().await.1.errors[0].tag, 1);
+        }
+        cache.store.gate.add_permits(permits);
+        let (mut failed, mut done) = (Vec::new(), Vec::new());
+        while failed.len() + done.len() < if is_cancelled { 1 } else { 2 } {
+            let (_, answers) = raw.next().await;
+            failed.extend(answers.errors.into_iter().map(|failure| failure.tag));
+            done.extend(if answers.more { Vec::new() } else { answers.tags });
+        }
+        assert_eq!((done, failed), if is_cancelled { (vec![2], vec![]) } else { (vec![1], vec![2]) });
+        assert_eq!(raw.end().await.code(), Code::Ok);
+    }
+    cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_future_that_is_dropped_gives_its_scan_up() {
     let cache = Cache::start().await;
     cache.store.put("t.parquet", file(0, 1_000, 1_000, 2)).await;
