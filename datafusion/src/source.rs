@@ -14,6 +14,7 @@ use datafusion::object_store::ObjectStore;
 use datafusion::physical_expr::expressions::DynamicFilterTracking;
 use datafusion::physical_expr::projection::ProjectionExprs;
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr, PhysicalSortExpr, conjunction};
+use datafusion::physical_expr_adapter::DefaultPhysicalExprAdapterFactory;
 use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::filter_pushdown::{FilterPushdownPropagation, PushedDown};
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
@@ -147,7 +148,8 @@ impl FileSource for CachedSource {
         let limit = config.limit.map(|limit| limit as u64);
         if let Some(routed) = &self.routed {
             let routed = Arc::clone(routed);
-            return Ok(Arc::new(RoutedOpener { source: self.clone(), routed, limit, partition }));
+            let adapters = config.expr_adapter_factory.clone().unwrap_or_else(|| Arc::new(DefaultPhysicalExprAdapterFactory));
+            return Ok(Arc::new(RoutedOpener { source: self.clone(), routed, adapters, limit, partition }));
         }
         let (columns, schema) = if let Some(pushed) = &self.aggregate {
             (pushed.columns.clone(), Arc::clone(pushed.schema.table_schema()))

@@ -100,5 +100,6 @@ fn of_states(config: &FileScanConfig, source: CachedSource) -> FileScanConfig {
     FileScanConfigBuilder::new(config.object_store_url.clone(), Arc::new(source))
         .with_file_groups(groups)
         .with_statistics(statistics)
+        .with_expr_adapter(config.expr_adapter_factory.clone())
         .build()
 }

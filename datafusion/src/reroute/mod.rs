@@ -30,10 +30,11 @@ use crate::source::CachedSource;
 const OF_FILES: [&str; 2] = ["file_row_index", "input_file_name"];
 
 /// Has scans of Parquet files read through the cache, where the files belong to one of its sources: tables of `register_parquet`,
-/// listing tables, and whatever else is planned as a `ParquetSource`.
+/// listing tables, Delta tables, and whatever else is planned as a `ParquetSource`.
 ///
-/// File groups, ranges, partition values, projections and limits stay as they are planned. What is not understood stays native: access plans
-/// and other extensions of files, encryption, adapters of their own, virtual columns, coerced INT96.
+/// File groups, ranges, partition values, projections, limits and how expressions are adapted to files stay as they are planned. What is
+/// not understood stays native: access plans and other extensions of files, encryption, virtual columns (of Delta tables: those with
+/// deletion vectors), coerced INT96.
 ///
 /// To be applied before filters move into scans: [`with_rules`] puts it there.
 #[derive(Clone)]
@@ -64,9 +65,7 @@ impl Reroute {
     /// The scan that reads the same files through the cache.
     fn rerouted(&self, scan: &DataSourceExec) -> Option<Arc<dyn ExecutionPlan>> {
         let (config, parquet) = scan.downcast_to_file_source::<ParquetSource>()?;
-        if !is_understood(config, parquet)
-            || !config.file_groups.iter().all(|group| group.iter().all(|file| self.has(config, file)))
-        {
+        if !is_understood(parquet) || !config.file_groups.iter().all(|group| group.iter().all(|file| self.has(config, file))) {
             return None;
         }
         let routed = Routed::new(Arc::clone(&self.cache), config.object_store_url.as_str());
@@ -79,15 +78,19 @@ impl Reroute {
     fn has(&self, config: &FileScanConfig, file: &PartitionedFile) -> bool {
         let url = routed::url(config.object_store_url.as_str(), file);
         let is_plain = file.extensions.is_empty() && file.arrow_schema.is_none();
-        // A name that would be a pattern, or decoded, is another name there.
-        is_plain && !url.contains(['*', '?', '[', '{', '%']) && self.server.sources.iter().any(|source| url.starts_with(source))
+        is_plain && can_be_asked_for(&url) && self.server.sources.iter().any(|source| url.starts_with(source))
     }
 }
 
-fn is_understood(config: &FileScanConfig, parquet: &ParquetSource) -> bool {
+/// Whether a name is no pattern there, and nothing that servers refuse, as some other layer could decode a way out of a source.
+fn can_be_asked_for(url: &str) -> bool {
+    let lower = url.to_ascii_lowercase();
+    !url.contains(['*', '?', '[', '{']) && !["%2e", "%2f", "%5c", "%00"].iter().any(|encoded| lower.contains(encoded))
+}
+
+fn is_understood(parquet: &ParquetSource) -> bool {
     let options = parquet.table_parquet_options();
-    config.expr_adapter_factory.is_none()
-        && parquet.table_schema().virtual_columns().is_empty()
+    parquet.table_schema().virtual_columns().is_empty()
         && options.global.coerce_int96.is_none()
         && options.crypto == ParquetEncryptionOptions::default()
 }

@@ -16,9 +16,7 @@ use datafusion::physical_expr::projection::{ProjectionExpr, ProjectionExprs};
 use datafusion::physical_expr::simplifier::PhysicalExprSimplifier;
 use datafusion::physical_expr::utils::{collect_columns, reassign_expr_columns};
 use datafusion::physical_expr::{PhysicalExpr, conjunction};
-use datafusion::physical_expr_adapter::{
-    DefaultPhysicalExprAdapterFactory, PhysicalExprAdapter, PhysicalExprAdapterFactory as _, replace_columns_with_literals,
-};
+use datafusion::physical_expr_adapter::{PhysicalExprAdapter, PhysicalExprAdapterFactory, replace_columns_with_literals};
 use datafusion::physical_plan::ExecutionPlan as _;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::filter::batch_filter;
@@ -39,13 +37,16 @@ type Batches = BoxStream<'static, Result<RecordBatch>>;
 pub(crate) struct RoutedOpener {
     pub(crate) source: CachedSource,
     pub(crate) routed: Arc<Routed>,
+    /// Of the plan.
+    pub(crate) adapters: Arc<dyn PhysicalExprAdapterFactory>,
     pub(crate) limit: Option<u64>,
     pub(crate) partition: usize,
 }
 
 impl FileOpener for RoutedOpener {
     fn open(&self, file: PartitionedFile) -> Result<FileOpenFuture> {
-        let opened = Self { source: self.source.clone(), routed: Arc::clone(&self.routed), ..*self };
+        let (source, routed, adapters) = (self.source.clone(), Arc::clone(&self.routed), Arc::clone(&self.adapters));
+        let opened = Self { source, routed, adapters, ..*self };
         Ok(Box::pin(async move {
             let resolved = opened.routed.resolve(&file).await?;
             opened.batches(&file, &resolved).await
@@ -101,7 +102,7 @@ impl RoutedOpener {
         let partitions = columns.table_partition_cols().iter().map(|field| field.name().clone());
         let fit = Fit {
             literals: partitions.zip(file.partition_values.iter().cloned()).collect(),
-            adapter: DefaultPhysicalExprAdapterFactory.create(Arc::clone(columns.file_schema()), Arc::clone(schema))?,
+            adapter: self.adapters.create(Arc::clone(columns.file_schema()), Arc::clone(schema))?,
             schema: Arc::clone(schema),
         };
         let mut filters = Filters { exact: Vec::new(), dynamic: Vec::new(), here: Vec::new() };
