@@ -89,6 +89,7 @@ pub async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
             Some(sql) => Some(sides[0].answer(&sql).await?),
             None => None,
         };
+        let sorted_by = sides[0].sorted_by(&query.sql).await?;
         sides[0].take_counts().await?;
         let mut expected: Option<Answer> = None;
         for pass in 0..passes {
@@ -101,7 +102,7 @@ pub async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
                 match &expected {
                     None => expected = Some(answer),
                     Some(expected) => {
-                        if let Err(difference) = answer.check(expected, all.as_ref()) {
+                        if let Err(difference) = answer.check(expected, all.as_ref(), &sorted_by) {
                             let when = if pass == 0 { "cold" } else { "warm" };
                             differences.push(format!("query {}, {}, {when}: {difference}", query.number, sides[of].name));
                         }
@@ -113,7 +114,7 @@ pub async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
         if let Some(all) = all {
             let sql = query.unlimited().unwrap_or_default();
             for side in &mut sides[1..] {
-                if let Err(difference) = side.answer(&sql).await?.check(&all, None) {
+                if let Err(difference) = side.answer(&sql).await?.check(&all, None, &sorted_by) {
                     differences.push(format!("query {} without its limit, {}: {difference}", query.number, side.name));
                 }
                 side.take_counts().await?;

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use arrow_flight::{Action, Criteria};
 use bytes::Bytes;
+#[cfg(feature = "datafusion")]
+use flightcache_proto::action::TableInfo;
 use flightcache_proto::action::{self, DrainRequest, Evicted, ObjectInfo, SetCapacity, Stats, UrlRequest, WarmProgress};
 use flightcache_proto::{Error, Node, Result, ScanRequest, SlotMap};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
@@ -154,11 +156,25 @@ impl Client {
     }
 
     async fn act<T: DeserializeOwned>(&self, name: &str, body: &impl Serialize) -> Result<Vec<T>> {
-        retrying(|| async {
-            let bodies: Vec<Bytes> = self.bodies(name, json(body)?).await?.try_collect().await?;
-            bodies.iter().map(|body| parse(name, body)).collect()
-        })
-        .await
+        self.answers(name, body).await?.iter().map(|answer| parse(name, answer)).collect()
+    }
+
+    /// A table's description, which may have taken several messages.
+    #[cfg(feature = "datafusion")]
+    pub(crate) async fn table_info(&self, request: &UrlRequest) -> Result<TableInfo> {
+        let answers = self.answers(action::TABLE, request).await?;
+        let Some((first, more)) = answers.split_first() else {
+            return Err(Error::internal(format!("{}: the server answered nothing", action::TABLE)));
+        };
+        let mut table: TableInfo = parse(action::TABLE, first)?;
+        for more in more {
+            table.extend(parse(action::TABLE, more)?);
+        }
+        Ok(table)
+    }
+
+    async fn answers(&self, name: &str, body: &impl Serialize) -> Result<Vec<Bytes>> {
+        retrying(|| async { self.bodies(name, json(body)?).await?.try_collect().await }).await
     }
 
     async fn bodies(&self, name: &str, body: Vec<u8>) -> Result<impl Stream<Item = Result<Bytes>> + use<>> {

@@ -49,12 +49,12 @@ impl Client {
 impl Cache for Client {
     fn table(&self, url: &str) -> BoxFuture<'static, Result<TableInfo>> {
         let (client, url) = (self.clone(), url.to_owned());
-        async move { client.act_once(action::TABLE, &UrlRequest::new(url)).await }.boxed()
+        async move { client.table_info(&UrlRequest::new(url)).await }.boxed()
     }
 
     fn table_now(&self, url: &str) -> BoxFuture<'static, Result<TableInfo>> {
         let (client, url) = (self.clone(), url.to_owned());
-        async move { client.act_once(action::TABLE, &UrlRequest { now: true, ..UrlRequest::new(url) }).await }.boxed()
+        async move { client.table_info(&UrlRequest { now: true, ..UrlRequest::new(url) }).await }.boxed()
     }
 
     fn bounds(&self, url: &str, column: &str) -> BoxFuture<'static, Result<Bounds>> {

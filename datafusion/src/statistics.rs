@@ -71,10 +71,25 @@ pub(crate) fn read_bounds(bytes: &[u8]) -> Result<[ArrayRef; 2]> {
     Ok([Arc::clone(least), Arc::clone(greatest)])
 }
 
-/// Reads what [`write()`] wrote: for each object the statistics of all columns. Rows and bytes are left unknown.
+/// Reads what [`write()`] wrote, once or several times: for each object the statistics of all columns. Rows and bytes are left unknown.
 pub fn read(table: &Schema, bytes: &[u8]) -> Result<Vec<Statistics>> {
-    let mut reader = StreamReader::try_new(Cursor::new(bytes), None)?;
-    let Some(batch) = reader.next().transpose()? else { return internal_err!("statistics without a batch") };
+    let mut streams = Cursor::new(bytes);
+    let mut objects = Vec::new();
+    while objects.is_empty() || streams.position() < bytes.len() as u64 {
+        let mut reader = StreamReader::try_new(&mut streams, None)?;
+        let Some(batch) = reader.next().transpose()? else { return internal_err!("statistics without a batch") };
+        objects.extend(read_batch(table, &batch)?);
+        if reader.next().is_some() {
+            return internal_err!("statistics of several batches");
+        }
+        if objects.is_empty() {
+            break;
+        }
+    }
+    Ok(objects)
+}
+
+fn read_batch(table: &Schema, batch: &RecordBatch) -> Result<Vec<Statistics>> {
     if batch.num_columns() != 4 * table.fields().len() {
         return internal_err!("statistics of {} columns for a table of {}", batch.num_columns(), table.fields().len());
     }
@@ -143,6 +158,9 @@ mod tests {
         ];
         assert_eq!(read(&table, &write(&table, &objects).unwrap()).unwrap(), objects);
         assert_eq!(read(&table, &write(&table, &[]).unwrap()).unwrap(), []);
+        let parts = [&objects[..1], &objects[1..]].map(|part| write(&table, part).unwrap()).concat();
+        assert_eq!(read(&table, &parts).unwrap(), objects);
+        assert!(read(&table, &parts[..parts.len() - 20]).is_err());
         let other = Schema::new(vec![Field::new("a", DataType::Int64, true)]);
         assert!(read(&other, &write(&table, &objects).unwrap()).is_err());
     }

@@ -10,7 +10,7 @@ pub const SLOT_MAP: &str = "flightcache.slot_map";
 pub const INFO: &str = "flightcache.info";
 /// [`crate::ScanRequest`] → a stream of [`WarmProgress`].
 pub const WARM: &str = "flightcache.warm";
-/// [`UrlRequest`] → [`TableInfo`].
+/// [`UrlRequest`] → [`TableInfo`], then [`MoreObjects`] for as long as there are any.
 pub const TABLE: &str = "flightcache.table";
 /// The sources, and what programs may ask of them → [`SourcesInfo`].
 pub const SOURCES: &str = "flightcache.sources";
@@ -157,11 +157,29 @@ pub struct TableInfo {
     pub spans_objects: bool,
     /// In the order of their rows.
     pub objects: Vec<TableObject>,
-    /// An Arrow IPC stream with a row for each object and, for each column of the table, four columns: its least and its greatest
-    /// value (NULL: not known), how many values are NULL (NULL: not known), and whether the least (1) and the greatest (2) are
-    /// values of the column and not mere bounds.
+    /// Arrow IPC streams, one after the other, with a row for each object and, for each column of the table, four columns: its least
+    /// and its greatest value (NULL: not known), how many values are NULL (NULL: not known), and whether the least (1) and the
+    /// greatest (2) are values of the column and not mere bounds.
     #[serde(with = "crate::base64_bytes")]
     pub statistics: Vec<u8>,
+}
+
+/// Objects of a [`TableInfo`] that are too many for one message: those after the ones that were told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoreObjects {
+    /// As [`TableInfo::objects`].
+    pub objects: Vec<TableObject>,
+    /// Of them, as [`TableInfo::statistics`].
+    #[serde(with = "crate::base64_bytes")]
+    pub statistics: Vec<u8>,
+}
+
+impl TableInfo {
+    /// Takes further objects up.
+    pub fn extend(&mut self, more: MoreObjects) {
+        self.objects.extend(more.objects);
+        self.statistics.extend(more.statistics);
+    }
 }
 
 /// One object of a [`TableInfo`].

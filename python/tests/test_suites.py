@@ -21,10 +21,28 @@ def queries(suite):
     return [query for query in map(str.strip, text.split(";\n")) if query]
 
 
-def rows(table):
-    """Rows whatever their order, numbers to nine digits: sums depend on it."""
+def close(rows):
+    """Rows with numbers to nine digits: sums depend on the order of their terms."""
     shown = lambda value: f"{value:.9g}" if isinstance(value, float) else value
-    return Counter(repr([shown(value) for value in row.values()]) for row in table.to_pylist())
+    return [repr([shown(value) for value in row.values()]) for row in rows]
+
+
+def rows(table):
+    """Rows whatever their order."""
+    return Counter(close(table.to_pylist()))
+
+
+def sorted_by(query, table):
+    """The answer's rows in turn, of each what it is sorted by, as far as the answer has it."""
+    found = re.search(r"(?is).*\border by\s([^()]*(\(\*\))?[^()]*)$", query)
+    names = {name.lower(): name for name in table.column_names}
+    keys = []
+    for key in re.split(r"\s*,\s*", re.sub(r"(?is)\s(limit|offset)\s.*", "", found[1])) if found else []:
+        name = re.sub(r'(?is)\s+(desc|asc)\s*$|"', "", key).strip().lower()
+        if name not in names:
+            break
+        keys.append(names[name])
+    return table.select(keys).to_pylist()
 
 
 def unlimited(query):
@@ -46,20 +64,24 @@ def check(suite, count, files, server, urls):
         plain.register_parquet(name, path)
         ours.register_table(name, cache.table(urls[name]))
         cache.register(name, urls[name])
-    asked = queries(suite)
+    asked, compared = queries(suite), 0
     assert len(asked) == count
     for number, query in enumerate(asked, 1):
-        expected = rows(plain.sql(query).to_arrow_table())
+        table = plain.sql(query).to_arrow_table()
+        expected, order = rows(table), close(sorted_by(query, table))
+        compared += bool(order) and order[0] != "[]"
         for door in (lambda: cache.sql(query).to_arrow(), lambda: ours.sql(query).to_arrow_table()):
             for url in urls.values():
                 cache.evict(url)
             for turn in ("cold", "warm"):
-                answer = rows(door())
+                table = door()
+                answer = rows(table)
+                assert close(sorted_by(query, table)) == order, f"{number}, {turn}: order"
                 if answer != expected and unlimited(query) != query:
                     assert answer.total() == expected.total() and answer <= rows(plain.sql(unlimited(query)).to_arrow_table()), f"{number}, {turn}"
                 else:
                     assert answer == expected, f"{number}, {turn}"
-    assert cache.stats()["chunks_hit"] > 0
+    assert cache.stats()["chunks_hit"] > 0 and compared > count // 2
 
 
 def test_tpch(s3, server, tmp_path):

@@ -47,14 +47,22 @@ impl Answer {
         Ok(Self { columns, rows })
     }
 
-    /// Whether this is as good an answer as what was expected: the same columns and rows, in whatever order; with `all`, as many
-    /// rows that are among those.
-    pub(super) fn check(&self, expected: &Self, all: Option<&Self>) -> Result<(), String> {
+    /// Whether this is as good an answer as what was expected: the same columns and rows, in the same order as far as it goes by
+    /// columns `sorted_by`; with `all`, as many rows that are among those.
+    pub(super) fn check(&self, expected: &Self, all: Option<&Self>, sorted_by: &[usize]) -> Result<(), String> {
         if self.columns != expected.columns {
             return Err(format!("columns {:?} instead of {:?}", self.columns, expected.columns));
         }
         if self.rows.len() != expected.rows.len() {
             return Err(format!("{} rows instead of {}", self.rows.len(), expected.rows.len()));
+        }
+        let keys = |row: &str| {
+            let cells: Vec<&str> = row.split('\u{1f}').collect();
+            sorted_by.iter().map(|&column| cells[column].to_owned()).collect::<Vec<_>>()
+        };
+        let in_turn = self.rows.iter().zip(&expected.rows).map(|(row, other)| (keys(row), keys(other)));
+        if let Some((at, (key, other))) = in_turn.enumerate().find(|(_, (key, other))| key != other) {
+            return Err(format!("row {at} is sorted by {key:?}, plain's by {other:?}"));
         }
         let mut left: HashMap<&str, usize> = HashMap::new();
         for row in &all.unwrap_or(expected).rows {

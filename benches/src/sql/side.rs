@@ -5,6 +5,8 @@ use std::sync::Arc;
 use bytesize::ByteSize;
 use clap::ValueEnum;
 use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_plan::ExecutionPlanProperties as _;
 use datafusion::prelude::{ParquetReadOptions, SessionConfig, SessionContext};
 use flightcache::Client;
 use flightcache::datafusion::with_rules;
@@ -179,6 +181,14 @@ impl Side {
             }
             (Engine::Server, None) => Err("there is no server".into()),
         }
+    }
+
+    /// The columns of a query's answer that its rows are sorted by.
+    pub(super) async fn sorted_by(&self, sql: &str) -> Result<Vec<usize>> {
+        let Engine::Here(context) = &self.engine else { return Ok(Vec::new()) };
+        let plan = context.sql(sql).await?.create_physical_plan().await?;
+        let order = plan.output_ordering().into_iter().flatten();
+        Ok(order.map_while(|by| by.expr.downcast_ref::<Column>()).map(Column::index).collect())
     }
 
     /// Bytes moved to the engine, and requests to the store, since the last call.

@@ -38,17 +38,24 @@ fn the_last_limit_is_the_querys_own() {
 }
 
 #[test]
-fn answers_differ_by_rows_not_by_their_order() {
+fn answers_differ_by_rows_and_by_the_order_they_are_sorted_in() {
     let expected = answer(&["a", "b", "b"], &[1.0, 2.0, 2.0]);
-    assert_eq!(answer(&["b", "a", "b"], &[2.0, 1.0 + 1e-13, 2.0]).check(&expected, None), Ok(()));
+    assert_eq!(answer(&["b", "a", "b"], &[2.0, 1.0 + 1e-13, 2.0]).check(&expected, None, &[]), Ok(()));
     for (names, numbers) in [(["a", "a", "b"], [1.0, 1.0, 2.0]), (["a", "b", "b"], [1.0, 2.0, 2.001])] {
-        assert!(answer(&names, &numbers).check(&expected, None).unwrap_err().contains("not plain's"));
+        assert!(answer(&names, &numbers).check(&expected, None, &[]).unwrap_err().contains("not plain's"));
     }
-    assert_eq!(answer(&["a"], &[1.0]).check(&expected, None), Err("1 rows instead of 3".to_owned()));
+    assert_eq!(answer(&["a"], &[1.0]).check(&expected, None, &[]), Err("1 rows instead of 3".to_owned()));
     // A limit may choose among rows, but not make any.
     let [one, other] = [answer(&["a", "b"], &[1.0, 2.0]), answer(&["b", "b"], &[2.0, 2.0])];
-    assert_eq!(one.check(&other, Some(&expected)), Ok(()));
-    assert!(answer(&["a", "a"], &[1.0, 1.0]).check(&other, Some(&expected)).is_err());
+    assert_eq!(one.check(&other, Some(&expected), &[]), Ok(()));
+    assert!(answer(&["a", "a"], &[1.0, 1.0]).check(&other, Some(&expected), &[]).is_err());
+    // Ties are in no order.
+    let [tied, swapped, misplaced] =
+        [([1.0, 2.0, 2.0], ["a", "b", "c"]), ([1.0, 2.0, 2.0], ["a", "c", "b"]), ([2.0, 2.0, 1.0], ["b", "c", "a"])]
+            .map(|(numbers, names)| answer(&names, &numbers));
+    assert_eq!(swapped.check(&tied, None, &[1]), Ok(()));
+    assert!(swapped.check(&tied, None, &[1, 0]).unwrap_err().contains("row 1 is sorted by"));
+    assert!(misplaced.check(&tied, None, &[1]).unwrap_err().contains("row 0 is sorted by"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

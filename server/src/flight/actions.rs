@@ -23,7 +23,9 @@ pub(super) async fn run(engine: &Arc<Engine>, name: &str, body: &[u8]) -> Result
         }
         action::TABLE => {
             let request: UrlRequest = parse(name, body)?;
-            vec![to_result(&engine.table(&request.url, request.now, &Arc::default()).await?)]
+            let (table, more) = engine.table(&request.url, request.now, &Arc::default()).await?;
+            let first = to_result(&table);
+            return Ok(futures::stream::iter([first].into_iter().chain(more.map(|more| to_result(&more)))).boxed());
         }
         action::BOUNDS => {
             let request: BoundsRequest = parse(name, body)?;

@@ -66,8 +66,8 @@ pub struct ScanPlan {
     pub(crate) spans_objects: bool,
     /// Room for what answers with it make of its schema.
     opening: OnceLock<Arc<dyn Any + Send + Sync>>,
-    /// Room for its objects' statistics.
-    pub(super) statistics: OnceLock<std::result::Result<Arc<[u8]>, String>>,
+    /// Room for its objects' statistics, in parts.
+    pub(super) statistics: OnceLock<std::result::Result<Arc<[Vec<u8>]>, String>>,
 }
 
 /// One object's part of a scan.

@@ -1,13 +1,14 @@
 //! What a query planner wants to know of a table, from the footers: rows, NULLs, least and greatest values. Exact where they leave no
 //! doubt.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, BooleanArray};
 use arrow::datatypes::DataType;
 use datafusion::common::stats::Precision;
 use datafusion::common::{ColumnStatistics, ScalarValue, Statistics};
-use flightcache_proto::action::{Bounds, SourcesInfo, TableInfo, TableObject};
+use flightcache_proto::action::{Bounds, MoreObjects, SourcesInfo, TableInfo, TableObject};
 use flightcache_proto::{Error, Result, ScanRequest, Ticket, aggregation, predicate};
 use parquet::arrow::arrow_reader::statistics::StatisticsConverter;
 use parquet::basic::{SortOrder, Type as PhysicalType};
@@ -19,6 +20,9 @@ use crate::admin::ScanMeter;
 use crate::object::Target;
 use crate::parquet::Footer;
 
+/// About what a client is told of a table in one message: well below what one may have.
+const PART_BYTES: usize = 2 << 20;
+
 impl Engine {
     /// What may be read, and what programs may ask of it.
     pub fn sources(&self) -> SourcesInfo {
@@ -29,8 +33,14 @@ impl Engine {
         }
     }
 
-    /// An object, a prefix or a glob as a table; as the store has it `now`, or as fresh as its source's bound says.
-    pub async fn table(self: &Arc<Self>, url: &str, now: bool, meter: &Arc<ScanMeter>) -> Result<TableInfo> {
+    /// An object, a prefix or a glob as a table; as the store has it `now`, or as fresh as its source's bound says. In parts that
+    /// have room in a message each.
+    pub async fn table(
+        self: &Arc<Self>,
+        url: &str,
+        now: bool,
+        meter: &Arc<ScanMeter>,
+    ) -> Result<(TableInfo, impl Iterator<Item = MoreObjects> + Send + use<>)> {
         if now {
             self.listings.forget(url);
             if let Target::Object(object) = self.sources.resolve(url)? {
@@ -38,27 +48,29 @@ impl Engine {
             }
         }
         let plan = self.plan(&Ticket::Scan(ScanRequest::new(url)), meter).await?;
-        // It is the same while the footers are.
-        let statistics = plan.statistics.get_or_init(|| of_objects(&plan));
-        let statistics = statistics.clone().map_err(|e| Error::internal(format!("{url}: {e}")))?;
-        let object = |object: &ObjectPlan| TableObject {
-            url: object.footer.object.url().to_owned(),
-            version: object.footer.version().map(ToString::to_string),
-            bytes: object.footer.size,
-            row_groups: (0..object.footer.metadata.num_row_groups() as u32)
-                .map(|group| (object.footer.row_group_rows(group) as u64, plan.decoded_bytes(object, group)))
-                .collect(),
-            offsets: object.footer.metadata.row_groups().iter().map(offset).collect(),
-            columns: object.footer.schema.fields().len() as u64,
-        };
-        Ok(TableInfo {
+        let parts = parts(&plan);
+        // They are the same while the footers are.
+        let of_parts = || parts.iter().map(|part| of_objects(&plan, &plan.objects[part.clone()])).collect();
+        let statistics: Arc<[Vec<u8>]> =
+            plan.statistics.get_or_init(of_parts).clone().map_err(|e| Error::internal(format!("{url}: {e}")))?;
+        let schema = super::ipc_schema(&plan.table)?;
+        let mut more = parts.into_iter().enumerate().map({
+            let plan = Arc::clone(&plan);
+            move |(number, part)| MoreObjects {
+                objects: plan.objects[part].iter().map(|object| described(&plan, object)).collect(),
+                statistics: statistics[number].clone(),
+            }
+        });
+        let first = more.next().unwrap_or_default();
+        let table = TableInfo {
             predicate_version: predicate::VERSION,
             aggregation_version: aggregation::VERSION,
-            schema: super::ipc_schema(&plan.table)?,
+            schema,
             spans_objects: plan.spans_objects,
-            objects: plan.objects.iter().map(object).collect(),
-            statistics: statistics.to_vec(),
-        })
+            objects: first.objects,
+            statistics: first.statistics,
+        };
+        Ok((table, more))
     }
 
     /// Refuses a URL outside the sources. No I/O.
@@ -110,14 +122,49 @@ fn offset(group: &RowGroupMetaData) -> u64 {
     offset.unwrap_or_default().unsigned_abs()
 }
 
-fn of_objects(plan: &ScanPlan) -> std::result::Result<Arc<[u8]>, String> {
+/// Objects that are told of together: at least one part, of none if there are no objects.
+fn parts(plan: &ScanPlan) -> Vec<Range<usize>> {
+    // A column's bounds and count, a row group's rows, bytes and offset, and a URL, as they are written.
+    let weight = |object: &ObjectPlan| {
+        let groups = object.footer.metadata.num_row_groups();
+        256 + object.footer.object.url().len() + 32 * groups + 96 * plan.table.fields().len()
+    };
+    let mut parts = vec![0..0];
+    let mut bytes = 0;
+    for (at, object) in plan.objects.iter().enumerate() {
+        if bytes >= PART_BYTES {
+            parts.push(at..at);
+            bytes = 0;
+        }
+        bytes += weight(object);
+        if let Some(last) = parts.last_mut() {
+            last.end = at + 1;
+        }
+    }
+    parts
+}
+
+fn described(plan: &ScanPlan, object: &ObjectPlan) -> TableObject {
+    TableObject {
+        url: object.footer.object.url().to_owned(),
+        version: object.footer.version().map(ToString::to_string),
+        bytes: object.footer.size,
+        row_groups: (0..object.footer.metadata.num_row_groups() as u32)
+            .map(|group| (object.footer.row_group_rows(group) as u64, plan.decoded_bytes(object, group)))
+            .collect(),
+        offsets: object.footer.metadata.row_groups().iter().map(offset).collect(),
+        columns: object.footer.schema.fields().len() as u64,
+    }
+}
+
+fn of_objects(plan: &ScanPlan, objects: &[ObjectPlan]) -> std::result::Result<Vec<u8>, String> {
     let of_object = |object: &ObjectPlan| Statistics {
         num_rows: Precision::Absent,
         total_byte_size: Precision::Absent,
         column_statistics: (0..plan.table.fields().len()).map(|column| of_column(plan, object, column)).collect(),
     };
-    let objects: Vec<_> = plan.objects.iter().map(of_object).collect();
-    flightcache_datafusion::statistics::write(&plan.table, &objects).map(Arc::from).map_err(|e| e.strip_backtrace())
+    let objects: Vec<_> = objects.iter().map(of_object).collect();
+    flightcache_datafusion::statistics::write(&plan.table, &objects).map_err(|e| e.strip_backtrace())
 }
 
 fn groups(object: &ObjectPlan) -> impl Iterator<Item = &RowGroupMetaData> {

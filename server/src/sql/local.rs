@@ -92,7 +92,12 @@ impl Cache for LocalCache {
                 return Ok(table);
             }
             let (engine, meter, asked) = (Arc::clone(&cache.engine), Arc::clone(&cache.meter), url.clone());
-            let asking = AbortOnDropHandle::new(cache.io.spawn(async move { engine.table(&asked, false, &meter).await }));
+            let ask = async move {
+                let (mut table, more) = engine.table(&asked, false, &meter).await?;
+                more.for_each(|more| table.extend(more));
+                Ok(table)
+            };
+            let asking = AbortOnDropHandle::new(cache.io.spawn(ask));
             let table = asking.await.unwrap_or_else(|_| Err(Error::internal(format!("{url}: planning gave up"))))?;
             cache.keep(url, table)
         }

@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use arrow::array::{Array as _, ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::util::pretty::pretty_format_batches;
+use arrow_flight::flight_service_client::FlightServiceClient;
 use bytes::Bytes;
 use datafusion::physical_plan::{ExecutionPlan, displayable};
 use datafusion::prelude::{ParquetReadOptions, SessionConfig, SessionContext};
 use flightcache::ErrorKind;
+use flightcache_proto::action;
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
 
-use crate::support::Cache;
+use crate::support::{Cache, file};
 
 /// Both doors to the same tables: `t` of two objects in directories of a partition column, `small` of one.
 struct Doors {
@@ -250,6 +252,33 @@ async fn objects_of_one_table_may_lack_columns_and_order_them_otherwise() {
 }
 
 /// Without a declared schema `DataFusion`'s listing table has none for such files; with one it is told what they are to be cast to.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_of_many_objects_and_columns_are_told_in_several_messages() {
+    let cache = Cache::start().await;
+    for object in 0..120 {
+        cache.store.put(&format!("wide/{object:03}.parquet"), file(object * 5, 5, 5, 400)).await;
+    }
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", cache.server.flight_addr())).unwrap();
+    let mut flight = FlightServiceClient::new(endpoint.connect_lazy());
+    let request = serde_json::json!({ "url": "s3://lake/wide/" });
+    let answers = crate::sql::act(&mut flight, action::TABLE, request.to_string().into_bytes()).await.unwrap();
+    assert!(answers.len() > 2 && answers.iter().all(|answer| answer.len() < 8 << 20), "{}", answers.len());
+    let context = SessionContext::new();
+    context.register_table("wide", cache.client.table("s3://lake/wide/").await.unwrap()).unwrap();
+    for (sql, answer) in [
+        ("SELECT count(*), min(c0), max(c0) FROM wide", "| 600 | 0 | 599 |"),
+        ("SELECT count(*), min(c0), sum(c0) FROM wide WHERE c0 > 14 AND c0 < 595", "| 580 | 15 | 176610 |"),
+    ] {
+        // The server's own engine reads it whole.
+        let theirs = cache.client.sql(sql.replace("wide", "'s3://lake/wide/'")).await.unwrap().collect().await.unwrap();
+        for batches in [context.sql(sql).await.unwrap().collect().await.unwrap(), theirs] {
+            let shown = pretty_format_batches(&batches).unwrap().to_string();
+            assert!(shown.split_whitespace().collect::<Vec<_>>().join(" ").contains(answer), "{sql}\n{shown}");
+        }
+    }
+    cache.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn objects_of_other_types_are_no_table_of_one() {
     let cache = Cache::start().await;
