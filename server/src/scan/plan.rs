@@ -529,11 +529,16 @@ fn table_schema(footers: &[(Arc<Footer>, Candidate)]) -> Result<Schema> {
         let mut missing = fields.len();
         for field in footer.schema.fields() {
             match at.get(field.name()).filter(|_| footers.len() > 1) {
-                Some(&known) if fields[known].data_type() == field.data_type() => {
+                Some(&known) if fields[known].data_type() == field.data_type() || field.data_type().is_null() => {
                     missing -= 1;
                     if field.is_nullable() {
                         fields[known] = fields[known].clone().with_nullable(true);
                     }
+                }
+                // Writers that saw no value of a column do not know its type.
+                Some(&known) if fields[known].data_type().is_null() => {
+                    missing -= 1;
+                    fields[known] = field.as_ref().clone().with_nullable(true);
                 }
                 Some(&known) => {
                     let message = format!(
@@ -577,7 +582,8 @@ fn sources(table: &Schema, footer: &Footer, by_name: bool) -> Result<Vec<ColumnS
         // One object's columns are its table's first ones; names need not be unique then.
         let file_column =
             if by_name { footer.schema.index_of(field.name()).ok() } else { Some(index).filter(|index| *index < file_columns) };
-        if let Some(column) = file_column {
+        let is_null = file_column.is_some_and(|column| footer.schema.field(column).data_type().is_null());
+        if let Some(column) = file_column.filter(|_| !is_null || field.data_type().is_null()) {
             if footer.schema.field(column).data_type() != field.data_type() {
                 let message = format!(
                     "{}: column {:?} is now {}",
@@ -589,7 +595,8 @@ fn sources(table: &Schema, footer: &Footer, by_name: bool) -> Result<Vec<ColumnS
             }
             return Ok(ColumnSource::File(column));
         }
-        let value: Option<ScalarValue> = hive_value(within_source(&footer.object), field.name(), field.data_type());
+        let of_directory = || hive_value(within_source(&footer.object), field.name(), field.data_type());
+        let value = if is_null { None } else { of_directory() };
         let null = || {
             if fixed_bytes(field.data_type()) > MAX_CONSTANT_BYTES {
                 let message = format!(

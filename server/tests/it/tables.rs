@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array as _, ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::array::{
+    Array as _, ArrayRef, Float64Array, Int64Array, NullArray, RecordBatch, StringArray, TimestampMicrosecondArray,
+};
 use arrow::util::pretty::pretty_format_batches;
 use arrow_flight::flight_service_client::FlightServiceClient;
 use bytes::Bytes;
@@ -219,6 +221,7 @@ async fn objects_of_one_table_may_lack_columns_and_order_them_otherwise() {
     let files = tempfile::tempdir().unwrap();
     let ids = |range: std::ops::Range<i64>| Arc::new(range.collect::<Int64Array>()) as ArrayRef;
     let names = |names: &[&str]| Arc::new(names.iter().copied().map(Some).collect::<StringArray>()) as ArrayRef;
+    let nulls = |rows| Arc::new(NullArray::new(rows)) as ArrayRef;
     let batch = |columns: Vec<(&str, ArrayRef)>| {
         RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, column)| (name, column, true))).unwrap()
     };
@@ -226,16 +229,26 @@ async fn objects_of_one_table_may_lack_columns_and_order_them_otherwise() {
         ("d/1.parquet", vec![("id", ids(0..3)), ("name", names(&["a", "b", "c"]))]),
         ("d/2.parquet", vec![("id", ids(3..5))]),
         ("d/3.parquet", vec![("name", names(&["f"])), ("id", ids(5..6))]),
+        // What a writer makes of a column without any value.
+        ("d/4.parquet", vec![("name", nulls(2)), ("id", ids(6..8))]),
+        ("e/1.parquet", vec![("id", ids(0..2)), ("name", nulls(2)), ("none", nulls(2))]),
+        ("e/2.parquet", vec![("name", names(&["a"])), ("id", ids(2..3)), ("none", nulls(1))]),
     ] {
         let bytes = written(&batch(columns), 2);
-        std::fs::create_dir_all(files.path().join("d")).unwrap();
+        std::fs::create_dir_all(files.path().join(&key[..1])).unwrap();
         std::fs::write(files.path().join(key), &bytes).unwrap();
         cache.store.put(key, bytes).await;
     }
     let (ours, plain) = (SessionContext::new(), SessionContext::new());
-    ours.register_table("d", cache.client.table("s3://lake/d/").await.unwrap()).unwrap();
-    plain.register_parquet("d", format!("{}/", files.path().join("d").display()), ParquetReadOptions::default()).await.unwrap();
+    for name in ["d", "e"] {
+        ours.register_table(name, cache.client.table(&format!("s3://lake/{name}/")).await.unwrap()).unwrap();
+        let directory = format!("{}/", files.path().join(name).display());
+        plain.register_parquet(name, directory, ParquetReadOptions::default()).await.unwrap();
+    }
     for sql in [
+        "SELECT name, count(*), count(none) FROM e WHERE id < 9 GROUP BY name",
+        "SELECT id FROM e WHERE name IS NULL",
+        "SELECT max(name), min(none), count(name), count(none) FROM e",
         "SELECT id, name FROM d",
         "SELECT count(*), count(name), min(name), max(id) FROM d",
         "SELECT id FROM d WHERE name IS NULL",
