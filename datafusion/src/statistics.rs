@@ -10,6 +10,8 @@ use arrow::ipc::writer::StreamWriter;
 use datafusion::common::stats::Precision;
 use datafusion::common::{ColumnStatistics, DataFusionError, Result, ScalarValue, Statistics, internal_err};
 
+/// Columns for each of the table's.
+const FIGURES: usize = 5;
 const MIN_IS_EXACT: u8 = 1;
 const MAX_IS_EXACT: u8 = 2;
 
@@ -30,8 +32,10 @@ pub fn write(table: &Schema, objects: &[Statistics]) -> Result<Vec<u8>> {
         let min = bounds(of_column().map(|column| &column.min_value), field.data_type())?;
         let max = bounds(of_column().map(|column| &column.max_value), field.data_type())?;
         let flags: ArrayRef = Arc::new(UInt8Array::from_iter_values(flags));
-        for (what, column) in [("min", min), ("max", max), ("nulls", Arc::new(nulls.collect::<UInt64Array>())), ("exact", flags)]
-        {
+        let bytes = of_column().map(|column| column.byte_size.get_value().map(|&bytes| bytes as u64));
+        let (nulls, bytes): (ArrayRef, ArrayRef) =
+            (Arc::new(nulls.collect::<UInt64Array>()), Arc::new(bytes.collect::<UInt64Array>()));
+        for (what, column) in [("min", min), ("max", max), ("nulls", nulls), ("exact", flags), ("bytes", bytes)] {
             fields.push(Field::new(format!("{number}.{what}"), column.data_type().clone(), true));
             columns.push(column);
         }
@@ -90,13 +94,13 @@ pub fn read(table: &Schema, bytes: &[u8]) -> Result<Vec<Statistics>> {
 }
 
 fn read_batch(table: &Schema, batch: &RecordBatch) -> Result<Vec<Statistics>> {
-    if batch.num_columns() != 4 * table.fields().len() {
+    if batch.num_columns() != FIGURES * table.fields().len() {
         return internal_err!("statistics of {} columns for a table of {}", batch.num_columns(), table.fields().len());
     }
     (0..batch.num_rows())
         .map(|row| {
             let columns = table.fields().iter().enumerate().map(|(number, field)| {
-                let [min, max, nulls, exact] = &batch.columns()[4 * number..4 * number + 4] else {
+                let [min, max, nulls, exact, bytes] = &batch.columns()[FIGURES * number..FIGURES * (number + 1)] else {
                     return Ok(ColumnStatistics::new_unknown());
                 };
                 let exact =
@@ -108,12 +112,16 @@ fn read_batch(table: &Schema, batch: &RecordBatch) -> Result<Vec<Statistics>> {
                     let value = ScalarValue::try_from_array(values, row)?;
                     Ok::<_, DataFusionError>(if exact & flag != 0 { Precision::Exact(value) } else { Precision::Inexact(value) })
                 };
-                let null_count = match nulls.as_primitive_opt::<UInt64Type>().filter(|nulls| nulls.is_valid(row)) {
-                    Some(nulls) => Precision::Exact(nulls.value(row) as usize),
-                    None => Precision::Absent,
+                let count = |counts: &ArrayRef, is_exact: bool| {
+                    let count = counts.as_primitive_opt::<UInt64Type>().filter(|counts| counts.is_valid(row));
+                    let count = count.map_or(Precision::Absent, |counts| Precision::Exact(counts.value(row) as usize));
+                    if is_exact { count } else { count.to_inexact() }
                 };
+                let null_count = count(nulls, true);
+                // Values of one width take what they take, of others it is estimated.
+                let byte_size = count(bytes, field.data_type().primitive_width().is_some());
                 let (min_value, max_value) = (bound(min, MIN_IS_EXACT)?, bound(max, MAX_IS_EXACT)?);
-                Ok(ColumnStatistics { null_count, min_value, max_value, ..ColumnStatistics::new_unknown() })
+                Ok(ColumnStatistics { null_count, min_value, max_value, byte_size, ..ColumnStatistics::new_unknown() })
             });
             let column_statistics = columns.collect::<Result<_>>()?;
             Ok(Statistics { num_rows: Precision::Absent, total_byte_size: Precision::Absent, column_statistics })
@@ -144,11 +152,13 @@ mod tests {
             null_count: Precision::Exact(3),
             min_value: Precision::Exact(ScalarValue::Int64(Some(-5))),
             max_value: Precision::Inexact(ScalarValue::Int64(Some(7))),
+            byte_size: Precision::Exact(80),
             ..ColumnStatistics::new_unknown()
         };
         let text = ColumnStatistics {
             min_value: Precision::Inexact(ScalarValue::from("a")),
             max_value: Precision::Exact(ScalarValue::from("zz")),
+            byte_size: Precision::Inexact(77),
             ..ColumnStatistics::new_unknown()
         };
         let objects = vec![

@@ -157,9 +157,9 @@ pub struct TableInfo {
     pub spans_objects: bool,
     /// In the order of their rows.
     pub objects: Vec<TableObject>,
-    /// Arrow IPC streams, one after the other, with a row for each object and, for each column of the table, four columns: its least
-    /// and its greatest value (NULL: not known), how many values are NULL (NULL: not known), and whether the least (1) and the
-    /// greatest (2) are values of the column and not mere bounds.
+    /// Arrow IPC streams, one after the other, with a row for each object and, for each column of the table, five columns: its least
+    /// and its greatest value (NULL: not known), how many values are NULL (NULL: not known), whether the least (1) and the
+    /// greatest (2) are values of the column and not mere bounds, and about how many bytes its values take (NULL: not known).
     #[serde(with = "crate::base64_bytes")]
     pub statistics: Vec<u8>,
 }

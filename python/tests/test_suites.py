@@ -57,6 +57,14 @@ def server(s3):
     server.stop()
 
 
+def joins(engine, query):
+    """The joins of a query's plan, from the top, each with what it joins on: build side first."""
+    explained = engine.sql(f"EXPLAIN FORMAT INDENT {query}")
+    table = explained.to_arrow() if hasattr(explained, "to_arrow") else explained.to_arrow_table()
+    [plan] = [row["plan"] for row in table.to_pylist() if row["plan_type"] == "physical_plan"]
+    return re.findall(r"Join(?:Exec)?:.*?join_type=(\w+)(?:, on=\[(.*?)\])?", re.sub(r"@\d+", "", plan))
+
+
 def check(suite, count, files, server, urls):
     cache = flightcache.connect(server.uri)
     plain, ours = datafusion.SessionContext(), datafusion.SessionContext()
@@ -70,6 +78,7 @@ def check(suite, count, files, server, urls):
         table = plain.sql(query).to_arrow_table()
         expected, order = rows(table), close(sorted_by(query, table))
         compared += bool(order) and order[0] != "[]"
+        assert joins(cache, query) == joins(plain, query), f"{number}: order of joins"
         for door in (lambda: cache.sql(query).to_arrow(), lambda: ours.sql(query).to_arrow_table()):
             for url in urls.values():
                 cache.evict(url)

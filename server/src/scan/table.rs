@@ -127,7 +127,7 @@ fn parts(plan: &ScanPlan) -> Vec<Range<usize>> {
     // A column's bounds and count, a row group's rows, bytes and offset, and a URL, as they are written.
     let weight = |object: &ObjectPlan| {
         let groups = object.footer.metadata.num_row_groups();
-        256 + object.footer.object.url().len() + 32 * groups + 96 * plan.table.fields().len()
+        256 + object.footer.object.url().len() + 32 * groups + 112 * plan.table.fields().len()
     };
     let mut parts = vec![0..0];
     let mut bytes = 0;
@@ -173,7 +173,9 @@ fn groups(object: &ObjectPlan) -> impl Iterator<Item = &RowGroupMetaData> {
 
 fn of_column(plan: &ScanPlan, object: &ObjectPlan, column: usize) -> ColumnStatistics {
     let rows: usize = groups(object).map(|group| group.num_rows() as usize).sum();
-    match &object.columns[column] {
+    let data_type = plan.table.field(column).data_type();
+    let of_width = data_type.primitive_width().map(|width| Precision::Exact(width * rows));
+    let known = match &object.columns[column] {
         ColumnSource::Constant(value) => ColumnStatistics {
             null_count: Precision::Exact(if value.is_null() { rows } else { 0 }),
             min_value: Precision::Exact(value.clone()),
@@ -181,10 +183,24 @@ fn of_column(plan: &ScanPlan, object: &ObjectPlan, column: usize) -> ColumnStati
             ..ColumnStatistics::new_unknown()
         },
         ColumnSource::File(file_column) => {
-            let data_type = plan.table.field(column).data_type();
-            of_chunks(&object.footer, object, *file_column, data_type).unwrap_or_else(ColumnStatistics::new_unknown)
+            let known = of_chunks(&object.footer, object, *file_column, data_type);
+            known.unwrap_or_else(ColumnStatistics::new_unknown).with_byte_size(uncompressed(object, *file_column))
         }
+    };
+    match of_width {
+        Some(bytes) => known.with_byte_size(bytes),
+        None => known,
     }
+}
+
+/// What a column that is one leaf takes as uncompressed Parquet: what native scans go by.
+fn uncompressed(object: &ObjectPlan, column: usize) -> Precision<usize> {
+    let leaves = object.footer.leaves(column);
+    if leaves.len() != 1 || object.footer.schema.field(column).data_type().is_nested() {
+        return Precision::Absent;
+    }
+    let bytes = groups(object).map(|group| group.column(leaves.start).uncompressed_size().unsigned_abs()).sum::<u64>();
+    Precision::Inexact(bytes as usize)
 }
 
 /// What reads the statistics of a root column that is one leaf.

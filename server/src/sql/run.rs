@@ -75,11 +75,7 @@ impl Sql {
                 return run.begin(&Arc::new(Schema::empty()));
             }
         };
-        let Ok(Ok(_permit)) = tokio::time::timeout(self.wait, self.statements.acquire()).await else {
-            let message =
-                format!("{} statements run already, and none ended within {:?}: try again later", self.at_a_time, self.wait);
-            return Err(Error::new(ErrorKind::ResourceExhausted, message));
-        };
+        let _permit = self.permit(&self.statements).await?;
         let mut restarts = 0;
         loop {
             let ended = match self.plan(handle, (*statement).clone(), &run.meter).await {

@@ -20,7 +20,7 @@ use datafusion::sql::parser::Statement as Parsed;
 use flightcache_proto::{Error, ErrorKind, Result};
 use object_store::memory::InMemory;
 use tokio::runtime::Handle as IoHandle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use uuid::Uuid;
 
 use super::catalog::{Catalogs, Names};
@@ -54,9 +54,11 @@ pub struct Sql {
     pub(super) running: Arc<Running>,
     /// A permit for each statement that may run; the others wait.
     pub(super) statements: Semaphore,
-    pub(super) at_a_time: usize,
+    /// And one for each that may be planned only.
+    planning: Semaphore,
+    at_a_time: usize,
     /// How long.
-    pub(super) wait: Duration,
+    wait: Duration,
 }
 
 /// A statement that was looked at, and not run.
@@ -118,6 +120,7 @@ impl Sql {
             runtime: SqlRuntime::new()?,
             running: Arc::default(),
             statements: Semaphore::new(settings.sql_statements),
+            planning: Semaphore::new(settings.sql_statements),
             at_a_time: settings.sql_statements,
             wait: settings.memory_wait,
         }))
@@ -158,6 +161,7 @@ impl Sql {
                     return Ok(Prepared { handle: Handle { id, ..handle }, schema: Arc::clone(&empty), parameters: empty });
                 }
             };
+            let _permit = sql.permit(&sql.planning).await?;
             let planned = sql.plan(&handle, *statement, &Arc::default()).await?;
             if to_run {
                 planned.check_bound()?;
@@ -166,6 +170,16 @@ impl Sql {
             Ok(Prepared { handle, schema: planned.schema(), parameters: planned.parameters })
         });
         prepared.await.unwrap_or_else(|_| Err(gave_up()))
+    }
+
+    /// Waits for its turn.
+    pub(super) async fn permit<'a>(&self, permits: &'a Semaphore) -> Result<SemaphorePermit<'a>> {
+        let Ok(Ok(permit)) = tokio::time::timeout(self.wait, permits.acquire()).await else {
+            let message =
+                format!("{} statements run already, and none ended within {:?}: try again later", self.at_a_time, self.wait);
+            return Err(Error::new(ErrorKind::ResourceExhausted, message));
+        };
+        Ok(permit)
     }
 
     /// Stops the answers that are being read of a handle. Returns whether there are any, here.

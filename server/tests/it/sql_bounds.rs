@@ -7,6 +7,7 @@ use flightcache_proto::ErrorKind;
 use flightcache_server::Settings;
 use flightcache_server::object::Freshness;
 use futures::TryStreamExt as _;
+use futures::future::select;
 use prost::Message as _;
 
 use crate::sql::{Lake, act, ask, assert_kind, flight, trips};
@@ -109,5 +110,14 @@ async fn so_many_statements_run_at_a_time() {
     act(&mut flight(&lake), "CancelFlightInfo", cancel).await.unwrap();
     assert_eq!(ask(&mut lake.client(), count).await.unwrap()[0].num_rows(), 1);
     drop(stream);
+
+    // As many are planned at a time, beside those that run.
+    let permits = lake.cache.store.gate.forget_permits(tokio::sync::Semaphore::MAX_PERMITS);
+    let (mut one, mut other) = (lake.client(), lake.client());
+    let sum = "SELECT sum(id) FROM 's3://lake/trips/'";
+    let (refused, planned) = select(Box::pin(ask(&mut one, sum)), Box::pin(ask(&mut other, sum))).await.factor_first();
+    assert_kind(&refused.unwrap_err(), ErrorKind::ResourceExhausted, "planning");
+    lake.cache.store.gate.add_permits(permits);
+    planned.await.unwrap();
     lake.stop().await;
 }
