@@ -16,6 +16,7 @@ mod cache;
 mod opener;
 mod order;
 pub mod predicate;
+mod prune;
 pub mod reroute;
 mod schema;
 mod source;

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::SchemaRef;
-use datafusion::common::{DataFusionError, Result, internal_err};
+use datafusion::common::{DataFusionError, Result, Statistics, internal_err};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::{FileOpenFuture, FileOpener};
-use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::DynamicFilterTracking;
+use datafusion::physical_expr::{PhysicalExpr, conjunction};
 use datafusion::physical_expr_common::physical_expr::snapshot_generation;
 use datafusion::physical_plan::metrics::{Count, ExecutionPlanMetricsSet, MetricBuilder, Time};
 use flightcache_proto::action::TableObject;
@@ -20,8 +20,8 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::cache::{Cache, Figures, to_datafusion};
 use super::order::Order;
-use super::predicate;
 use super::table::Described;
+use super::{predicate, prune};
 
 /// Row groups of one ask, while dynamic filters keep changing: the next ask takes what they are by then.
 const FEWEST_ROW_GROUPS: usize = 1;
@@ -53,6 +53,8 @@ struct Asks {
     cache: Arc<dyn Cache>,
     table: Arc<Described>,
     object: Arc<TableObject>,
+    /// Of all its rows, where they are known.
+    statistics: Option<Arc<Statistics>>,
     columns: Vec<String>,
     schema: SchemaRef,
     aggregation: Option<Vec<u8>>,
@@ -74,14 +76,20 @@ impl FileOpener for Opener {
         };
         let range = file.range.as_ref().map(|range| range.start.unsigned_abs()..range.end.unsigned_abs());
         let (opener, object) = (self.clone(), Arc::clone(object));
+        let statistics = file.extension::<Arc<Statistics>>().cloned();
         let groups = row_groups(&object, range).collect();
-        Ok(Box::pin(async move { Ok(opener.batches(&object, groups).await) }))
+        Ok(Box::pin(async move { Ok(opener.batches(&object, statistics, groups).await) }))
     }
 }
 
 impl Opener {
     /// What comes of row groups of an object, in this order unless another helps.
-    pub(crate) async fn batches(&self, object: &Arc<TableObject>, groups: Vec<u32>) -> BoxStream<'static, Result<RecordBatch>> {
+    pub(crate) async fn batches(
+        &self,
+        object: &Arc<TableObject>,
+        statistics: Option<Arc<Statistics>>,
+        groups: Vec<u32>,
+    ) -> BoxStream<'static, Result<RecordBatch>> {
         // What is learned of the first rows spares others only where filters tell it.
         let groups = match self.order.as_ref().filter(|_| !self.dynamic.is_empty()) {
             Some(order) => order.row_groups(&self.cache, object, groups).await,
@@ -92,6 +100,7 @@ impl Opener {
             cache: Arc::clone(&self.cache),
             table: Arc::clone(&self.table),
             object: Arc::clone(object),
+            statistics,
             columns: self.columns.clone(),
             schema: Arc::clone(&self.schema),
             aggregation: self.aggregation.clone(),
@@ -131,6 +140,13 @@ fn row_groups(object: &TableObject, range: Option<Range<u64>>) -> Range<u32> {
 }
 
 impl Asks {
+    /// Whether the dynamic filters, as they are now, leave nothing of the object. With the others statistics were compared when the
+    /// plan was made.
+    fn is_ruled_out(&self) -> bool {
+        let Some(statistics) = &self.statistics else { return false };
+        !prune::may_pass(conjunction(self.dynamic.clone()), &self.table.schema, std::slice::from_ref(statistics))[0]
+    }
+
     /// The batches of the next row groups; `None` after the last.
     fn next(&mut self) -> Result<Option<BoxStream<'static, Result<RecordBatch>>>> {
         if self.left.is_empty() {
@@ -139,6 +155,10 @@ impl Asks {
         if self.at_a_time != usize::MAX {
             let generation = self.dynamic.iter().map(snapshot_generation).fold(0, u64::wrapping_add);
             let is_same = self.generation.replace(generation) == Some(generation);
+            if !is_same && self.is_ruled_out() {
+                self.figures.row_groups_ruled_out.add(self.left.len());
+                return Ok(None);
+            }
             self.at_a_time = if is_same { (2 * self.at_a_time).min(MOST_ROW_GROUPS) } else { FEWEST_ROW_GROUPS };
         }
         let groups: Vec<u32> = self.left.drain(..self.at_a_time.min(self.left.len())).collect();
@@ -223,6 +243,8 @@ impl Drop for Shown {
 struct ShownFigures {
     /// Rows that were asked for, and were not wanted where they lie.
     rows_pruned: Count,
+    /// Row groups that were not asked for.
+    row_groups_ruled_out: Count,
     counts: [(Count, Of); 7],
     times: [(Time, Of); 4],
 }
@@ -233,6 +255,7 @@ impl ShownFigures {
         let time = |name: &'static str| MetricBuilder::new(metrics).subset_time(name, partition);
         Self {
             rows_pruned: count("rows_pruned"),
+            row_groups_ruled_out: count("row_groups_ruled_out"),
             counts: [
                 (count("bytes_received"), |stats| stats.bytes),
                 (count("chunks_hit"), |stats| stats.chunks_hit),

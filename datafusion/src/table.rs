@@ -7,11 +7,12 @@ use arrow::datatypes::{Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::stats::Precision;
-use datafusion::common::{Result, Statistics, internal_err};
+use datafusion::common::{DFSchema, Result, Statistics, internal_err};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig, FileScanConfigBuilder};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, SortExpr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::{LexOrdering, PhysicalExpr, create_lex_ordering};
@@ -22,7 +23,7 @@ use flightcache_proto::{Error, ErrorKind};
 
 use super::cache::{Cache, to_datafusion};
 use super::source::CachedSource;
-use super::{schema, statistics};
+use super::{prune, schema, statistics};
 
 /// A table of a cache. Its schema is that of when it was opened; its objects are looked up anew by each query.
 pub struct CachedTable {
@@ -123,7 +124,7 @@ impl Described {
             url: url.to_owned(),
             predicate_version: info.predicate_version,
             aggregation_version: info.aggregation_version,
-            statistics: merged(&of_objects, &schema)?,
+            statistics: merged(of_objects.iter(), &schema)?,
             schema: Arc::new(schema),
             ipc_schema: info.spans_objects.then_some(info.schema),
             objects: info.objects.into_iter().map(Arc::new).collect(),
@@ -133,6 +134,14 @@ impl Described {
 }
 
 impl Described {
+    /// Of each object, whether it may have rows that all of these are true for.
+    fn may_pass(&self, filters: &[Expr], state: &dyn Session) -> Result<Vec<bool>> {
+        let Some(filter) = conjunction(filters.iter().cloned()) else { return Ok(vec![true; self.objects.len()]) };
+        let schema = DFSchema::try_from(Arc::clone(&self.schema))?;
+        let filter = state.create_physical_expr(filter, &schema)?;
+        Ok(prune::may_pass(filter, &self.schema, &self.of_objects))
+    }
+
     /// The same with its first columns alone, and nothing known of them.
     pub(crate) fn first_columns(self, columns: usize) -> Result<Self> {
         let first: Vec<_> = (0..columns.min(self.schema.fields().len())).collect();
@@ -156,8 +165,8 @@ impl Described {
 }
 
 /// Objects of no rows have no least value, and partition columns that no row has.
-fn merged(objects: &[Statistics], schema: &Schema) -> Result<Statistics> {
-    let objects: Vec<_> = objects.iter().filter(|object| object.num_rows != Precision::Exact(0)).collect();
+fn merged<'a>(objects: impl Iterator<Item = &'a Statistics>, schema: &Schema) -> Result<Statistics> {
+    let objects: Vec<_> = objects.filter(|object| object.num_rows != Precision::Exact(0)).collect();
     if objects.is_empty() {
         return Ok(Statistics { num_rows: Precision::Exact(0), ..Statistics::new_unknown(schema) });
     }
@@ -188,7 +197,7 @@ impl TableProvider for CachedTable {
         &self,
         state: &dyn Session,
         projection: Option<&Vec<usize>>,
-        _filters: &[Expr],
+        filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let now = Arc::new(Described::ask(&self.cache, &self.url).await?);
@@ -199,15 +208,22 @@ impl TableProvider for CachedTable {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&now);
         // Of objects without rows there is nothing to read, and no order to be known.
         let has_rows = |object: &TableObject| object.row_groups.iter().any(|(rows, _)| *rows > 0);
-        let objects = now.objects.iter().zip(&now.of_objects).filter(|(object, _)| has_rows(object));
-        let files: Vec<_> = objects.map(|(object, statistics)| file(object, statistics)).collect();
+        let may_pass = now.may_pass(filters, state)?;
+        let objects = now.objects.iter().zip(&now.of_objects).zip(&may_pass);
+        let objects: Vec<_> =
+            objects.filter(|((object, _), may_pass)| **may_pass && has_rows(object)).map(|(of, _)| of).collect();
+        let files: Vec<_> = objects.iter().map(|(object, statistics)| file(object, statistics)).collect();
         if files.is_empty() {
             let schema =
                 projection.map_or_else(|| Ok(Arc::clone(&self.schema)), |columns| self.schema.project(columns).map(Arc::new))?;
             return Ok(Arc::new(EmptyExec::new(schema)));
         }
         let mut ordering = create_lex_ordering(&self.schema, &self.sorted_by, state.execution_props())?;
-        let statistics = now.statistics.clone();
+        let statistics = if may_pass.contains(&false) {
+            merged(objects.iter().map(|(_, statistics)| &***statistics), &self.schema)?
+        } else {
+            now.statistics.clone()
+        };
         if files.len() > 1 {
             // Least and greatest values, by which objects follow each other, tell nothing of NULL and NaN.
             ordering.retain(|order| order.iter().all(|sort| has_bounds_only(&sort.expr, &self.schema, &statistics)));
@@ -238,6 +254,8 @@ fn file(object: &Arc<TableObject>, statistics: &Arc<Statistics>) -> PartitionedF
     PartitionedFile::new(path.trim_start_matches('/'), object.bytes.max(1))
         .with_statistics(Arc::clone(statistics))
         .with_extension(Arc::clone(object))
+        // Those of the plan are none where it is of states.
+        .with_extension(Arc::clone(statistics))
 }
 
 #[cfg(test)]

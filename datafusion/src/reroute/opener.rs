@@ -159,7 +159,7 @@ impl RoutedOpener {
         };
         let range = file.range.as_ref().map(|range| range.start..range.end);
         let groups = row_groups(&resolved.object, range.as_ref());
-        opener.batches(&resolved.object, groups).await
+        opener.batches(&resolved.object, None, groups).await
     }
 
     /// Rows of a file: `exprs` over its columns.

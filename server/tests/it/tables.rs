@@ -189,6 +189,37 @@ async fn joins_and_top_k_send_what_they_learn() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn objects_that_statistics_rule_out_are_not_asked_for() {
+    let doors = Doors::open().await;
+    let asked = || doors.cache.server.engine().metrics().requests.with_label_values(&["do_get", "ok"]).get();
+    for (sql, objects) in [
+        ("SELECT id, payer FROM t WHERE month = 2 AND zone < 3", &["month=2/b"][..]),
+        ("SELECT id, month FROM t WHERE id < 12", &["month=1/a"]),
+        ("SELECT sum(id) FROM t WHERE month > 2", &[]),
+        ("SELECT t.id FROM t JOIN zones ON t.zone = zones.zone WHERE month = 1", &["month=1/a", "zones"]),
+        ("SELECT count(*) FROM t WHERE id IS NULL OR id > 6000 AND month IN (1, 2)", &["month=2/b"]),
+    ] {
+        let before = asked();
+        let (plan, _) = doors.ask(sql).await;
+        let shown = Doors::shown(&plan);
+        for object in ["month=0/none", "month=1/a", "month=2/b", "zones"] {
+            assert_eq!(shown.contains(&format!("{object}.parquet")), objects.contains(&object), "{sql}\n{shown}");
+        }
+        assert_eq!(asked() - before == 0, objects.is_empty(), "{sql}");
+    }
+    // What dynamic filters rule out is not asked for either: the other object's row groups, once the first has been read.
+    let config = SessionConfig::new().with_target_partitions(1);
+    let one = SessionContext::new_with_config(config);
+    one.register_table("t", doors.cache.client.table("s3://lake/t/").await.unwrap()).unwrap();
+    let plan = one.sql("SELECT id, payer FROM t ORDER BY id DESC LIMIT 5").await.unwrap().create_physical_plan().await.unwrap();
+    let rows = datafusion::physical_plan::collect(Arc::clone(&plan), one.task_ctx()).await.unwrap();
+    assert_eq!(crate::support::values(&rows), [10_499, 10_498, 10_497, 10_496, 10_495]);
+    let ruled_out = Doors::figure(&plan, "row_groups_ruled_out");
+    assert!(ruled_out >= 5, "{ruled_out} row groups: {}", Doors::shown(&plan));
+    doors.cache.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_query_reads_one_version_of_each_object() {
     let doors = Doors::open().await;
     let count = "SELECT count(*), max(fare) FROM t";
