@@ -14,6 +14,7 @@ mod peer_faults;
 mod peers;
 mod plans;
 mod pushdown;
+mod random_types;
 mod record;
 mod requests;
 mod reroute;
