@@ -18,6 +18,7 @@ pub mod load;
 pub mod output;
 mod paced;
 pub mod place;
+mod process;
 pub mod quickstart;
 pub mod read_clock;
 pub mod replay;

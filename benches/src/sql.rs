@@ -7,6 +7,7 @@ mod suite;
 #[cfg(test)]
 mod tests;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
@@ -14,7 +15,6 @@ use clap::Args;
 use comfy_table::{CellAlignment, Table};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::cpu::cpu_time;
 use crate::output::{self, Output};
 use crate::place::Distance;
 use crate::report::{Sql, SqlQuery, SqlSide};
@@ -42,6 +42,9 @@ pub struct Options {
     /// A directory with the same tables that plain `DataFusion` reads as local files, as one more side.
     #[arg(long, value_name = "DIRECTORY")]
     pub local: Option<String>,
+    /// Python with the package `flightcache`, for that door; without it `$FLIGHTCACHE_VENV/bin/python`, or python3.
+    #[arg(long, value_name = "PATH")]
+    pub python: Option<PathBuf>,
     /// Capacity of each server's cache.
     #[arg(long, default_value = "6GiB")]
     pub capacity: ByteSize,
@@ -60,7 +63,7 @@ pub struct Options {
 #[derive(Clone, Copy, Debug, Default)]
 struct Turn {
     elapsed: Duration,
-    /// Of this process: engine, server, and the store's client.
+    /// Of this process, engine, server, and the store's client, and of the engine where it has another.
     cpu: Duration,
     moved_bytes: u64,
     store_requests: u64,
@@ -142,10 +145,10 @@ pub async fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 async fn timed(side: &mut Side, query: &Query) -> Result<(Answer, Turn), Box<dyn std::error::Error>> {
-    let (started, cpu) = (Instant::now(), cpu_time());
+    let (started, cpu) = (Instant::now(), side.cpu());
     let asked = side.answer(&query.sql).await;
     let answer = asked.map_err(|error| format!("query {}, {}: {error}", query.number, side.name))?;
-    let (elapsed, cpu) = (started.elapsed(), cpu_time().saturating_sub(cpu));
+    let (elapsed, cpu) = (started.elapsed(), side.cpu().saturating_sub(cpu));
     let (moved_bytes, store_requests) = side.take_counts().await?;
     Ok((answer, Turn { elapsed, cpu, moved_bytes, store_requests }))
 }

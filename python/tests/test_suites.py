@@ -106,3 +106,10 @@ def test_clickbench(s3, server, tmp_path):
         hits.write(path)
     urls = {"hits": s3.put("hits/hits.parquet", path.read_bytes())}
     check("clickbench", 43, {"hits": path}, server, urls)
+
+
+def test_the_bench_asks_through_this_package(tmp_path):
+    hits.write(tmp_path / "hits.parquet")
+    command = [servers.BIN / "flightcache-bench", "sql", "--suite", "clickbench", "--data", tmp_path, "--doors", "python", "--queries", "4,8,20,34"]
+    asked = subprocess.run([*command, "--rounds", "1", "--latency", "0ms", "--python", sys.executable], capture_output=True, text=True)
+    assert asked.returncode == 0 and "every side answered the 4 queries" in asked.stdout, asked.stderr[-3000:]

@@ -1,7 +1,11 @@
 //! Who answers: plain `DataFusion`, and the doors of the cache.
 
+use std::io::Cursor;
+use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
+use arrow::ipc::reader::StreamReader;
 use bytesize::ByteSize;
 use clap::ValueEnum;
 use datafusion::execution::session_state::SessionStateBuilder;
@@ -14,11 +18,14 @@ use flightcache_server::Server;
 use futures::StreamExt as _;
 use object_store::ObjectStore;
 use object_store::path::Path;
+use serde::Deserialize;
 use url::Url;
 
 use super::Options;
 use super::answer::Answer;
+use crate::cpu::cpu_time;
 use crate::place::{self, SOURCE};
+use crate::process::{self, Process};
 use crate::slow_store::SlowStore;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -34,7 +41,12 @@ pub enum Door {
     Rule,
     /// The server, over Flight SQL.
     FlightSql,
+    /// The engine of the Python package, in a process of its own.
+    Python,
 }
+
+/// Answers in Arrow IPC what it is asked in lines of JSON.
+const PYTHON: &str = include_str!("python.py");
 
 /// Who answers, with a store and a server of its own.
 pub(super) struct Side {
@@ -49,6 +61,14 @@ pub(super) struct Side {
 enum Engine {
     Here(SessionContext),
     Server,
+    Python(Process),
+}
+
+/// What the engine in Python says first.
+#[derive(Deserialize)]
+struct Reply {
+    bytes: usize,
+    error: Option<String>,
 }
 
 /// Plain first, then the others in the order in which they were asked for.
@@ -65,6 +85,7 @@ pub(super) async fn start(options: &Options) -> Result<Vec<Side>> {
             Door::Provider => sides.push(provider(options, distant()).await?),
             Door::Rule => sides.push(rule(options, distant()).await?),
             Door::FlightSql => sides.push(flight_sql(options, distant()).await?),
+            Door::Python => sides.push(python(options, distant()).await?),
         }
     }
     Ok(sides)
@@ -159,6 +180,31 @@ async fn flight_sql(options: &Options, store: Arc<SlowStore>) -> Result<Side> {
     Ok(Side { name: "Flight SQL".to_owned(), engine: Engine::Server, store: Some(store), cache })
 }
 
+async fn python(options: &Options, store: Arc<SlowStore>) -> Result<Side> {
+    let (server, client) = serve(&store, options.capacity).await?;
+    let mut command = Command::new(process::python(options.python.as_deref()));
+    command.args(["-c", PYTHON, &format!("grpc://{}", server.flight_addr())]);
+    let mut process = Process::start(command)?;
+    for table in options.suite.tables() {
+        let url = format!("{SOURCE}{}", file(&*store, table).await?);
+        in_python(&mut process, &serde_json::json!({ "name": table, "url": url }))?;
+    }
+    let cache = Some((server, client, 0));
+    Ok(Side { name: "Python".to_owned(), engine: Engine::Python(process), store: Some(store), cache })
+}
+
+/// Asks the engine in Python. Its server is in this process, and goes on.
+fn in_python(process: &mut Process, ask: &serde_json::Value) -> Result<Vec<u8>> {
+    tokio::task::block_in_place(|| {
+        process.say(ask)?;
+        let reply: Reply = process.hear()?;
+        match reply.error {
+            Some(error) => Err(error.into()),
+            None => process.hear_bytes(reply.bytes),
+        }
+    })
+}
+
 async fn serve(store: &Arc<SlowStore>, capacity: ByteSize) -> Result<(Server, Client)> {
     let server = place::serve(Arc::clone(store) as Arc<dyn ObjectStore>, capacity).await?;
     let client = Client::connect(&format!("grpc://{}", server.flight_addr())).await?;
@@ -168,7 +214,7 @@ async fn serve(store: &Arc<SlowStore>, capacity: ByteSize) -> Result<(Server, Cl
 impl Side {
     /// All rows of a query's answer.
     pub(super) async fn answer(&mut self, sql: &str) -> Result<Answer> {
-        match (&self.engine, &self.cache) {
+        match (&mut self.engine, &self.cache) {
             (Engine::Here(context), _) => {
                 let frame = context.sql(sql).await?;
                 let schema = Arc::new(frame.schema().as_arrow().clone());
@@ -180,7 +226,19 @@ impl Side {
                 Ok(Answer::new(&schema, &rows.collect().await?)?)
             }
             (Engine::Server, None) => Err("there is no server".into()),
+            (Engine::Python(process), _) => {
+                let stream = in_python(process, &serde_json::json!({ "sql": sql }))?;
+                let rows = StreamReader::try_new(Cursor::new(stream), None)?;
+                let schema = rows.schema();
+                Ok(Answer::new(&schema, &rows.collect::<std::result::Result<Vec<_>, _>>()?)?)
+            }
         }
+    }
+
+    /// Processor time so far, of engine and server.
+    pub(super) fn cpu(&self) -> Duration {
+        let elsewhere = if let Engine::Python(process) = &self.engine { process.cpu() } else { Duration::ZERO };
+        cpu_time() + elsewhere
     }
 
     /// The columns of a query's answer that its rows are sorted by.

@@ -1,17 +1,15 @@
-//! The processes of a measurement: started, asked in lines of JSON, and ended.
+//! The processes of a measurement, and what they are asked.
 
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::process::{Command, Stdio};
 
 use flightcache_server::settings::Residency;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::link::{End, Link};
 use super::tables::{self, Table};
-use crate::cpu::cpu_time_of;
+use crate::process;
+pub(super) use crate::process::Process;
 
 const PYTHON: &str = include_str!("pyarrow.py");
 
@@ -67,21 +65,9 @@ pub(super) struct Launcher {
     python: std::result::Result<PathBuf, String>,
 }
 
-/// A process. It ends when it is dropped.
-#[derive(Debug)]
-pub(super) struct Process {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    stdout: BufReader<ChildStdout>,
-}
-
 impl Launcher {
     pub(super) fn new(python: Option<&Path>) -> Result<Self> {
-        let installed = || {
-            let python = PathBuf::from(std::env::var_os("FLIGHTCACHE_VENV")?).join("bin/python");
-            python.exists().then_some(python)
-        };
-        let python = python.map(Path::to_path_buf).or_else(installed).unwrap_or_else(|| "python3".into());
+        let python = process::python(python);
         let tried = Command::new(&python).args(["-c", "import pyarrow.flight"]).stdin(Stdio::null()).output();
         let has_pyarrow = tried.is_ok_and(|output| output.status.success());
         let missing = || format!("The sides with pyarrow were left out: {} has no pyarrow.flight.", python.display());
@@ -157,48 +143,13 @@ fn serving(command: Command) -> Result<(Process, Ready)> {
 }
 
 impl Process {
-    fn start(mut command: Command) -> Result<Self> {
-        let program = command.get_program().display().to_string();
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(|e| format!("{program}: {e}"))?;
-        let stdin = child.stdin.take();
-        let stdout = BufReader::new(child.stdout.take().ok_or("a process without output")?);
-        Ok(Self { child, stdin, stdout })
-    }
-
-    pub(super) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Processor time so far.
-    pub(super) fn cpu(&self) -> Duration {
-        cpu_time_of(self.pid())
-    }
-
-    /// Asks and waits.
+    /// Asks a reader and waits.
     pub(super) fn ask(&mut self, ask: &Ask) -> Result<Answer> {
-        let stdin = self.stdin.as_mut().ok_or("a process without input")?;
-        writeln!(stdin, "{}", serde_json::to_string(ask)?)?;
+        self.say(ask)?;
         let answer: Answer = self.hear()?;
         match answer.error {
             Some(error) => Err(format!("{}: {error}", ask.ticket).into()),
             None => Ok(answer),
         }
-    }
-
-    fn hear<T: DeserializeOwned>(&mut self) -> Result<T> {
-        let mut line = String::new();
-        if self.stdout.read_line(&mut line)? == 0 {
-            return Err("a process of the measurement ended too early".into());
-        }
-        Ok(serde_json::from_str(&line)?)
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        self.stdin = None;
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

@@ -129,17 +129,19 @@ fn parts(plan: &ScanPlan) -> Vec<Range<usize>> {
         let groups = object.footer.metadata.num_row_groups();
         256 + object.footer.object.url().len() + 32 * groups + 112 * plan.table.fields().len()
     };
-    let mut parts = vec![0..0];
+    let mut parts: Vec<Range<usize>> = Vec::new();
     let mut bytes = 0;
     for (at, object) in plan.objects.iter().enumerate() {
-        if bytes >= PART_BYTES {
-            parts.push(at..at);
+        if let Some(part) = parts.last_mut().filter(|_| bytes < PART_BYTES) {
+            part.end = at + 1;
+        } else {
+            parts.push(at..at + 1);
             bytes = 0;
         }
         bytes += weight(object);
-        if let Some(last) = parts.last_mut() {
-            last.end = at + 1;
-        }
+    }
+    if parts.is_empty() {
+        parts.push(0..0);
     }
     parts
 }
