@@ -6,7 +6,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use flightcache_bench::data;
 use flightcache_server::admin::{Metrics, ScanMeter};
 use flightcache_server::object::{FetchLimits, Freshness, Sources};
-use flightcache_server::parquet::{Footers, SLICE_ROWS, decode_chunk};
+use flightcache_server::parquet::{Footers, SLICE_ROWS, decode_chunk, nowhere};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
@@ -24,7 +24,7 @@ fn decode(criterion: &mut Criterion) {
     let limits = FetchLimits::new(16, Arc::new(Metrics::new().unwrap()));
     let meter = Arc::new(ScanMeter::default());
     let object = sources.object("s3://bench/t.parquet").unwrap();
-    let footer = runtime.block_on(Footers::new(1 << 20, limits.clone()).0.get(&object, None, &meter)).unwrap();
+    let footer = runtime.block_on(Footers::new(1 << 20, limits.clone(), false).0.get(&object, None, nowhere, &meter)).unwrap();
     let mut group = criterion.benchmark_group("decode");
     for (name, column) in [("sorted int64", 0), ("repeated strings", 1), ("float64", 2)] {
         let ranges: Vec<_> = footer.chunk_ranges(0, column).collect();

@@ -1,6 +1,9 @@
 //! `DoAction`: names, and the JSON that goes in and out.
 
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3Default;
+
+use crate::error::{Error, Result};
 
 /// Server-wide figures → [`Stats`].
 pub const STATS: &str = "flightcache.stats";
@@ -24,9 +27,11 @@ pub const SET_CAPACITY: &str = "flightcache.set_capacity";
 pub const DRAIN: &str = "flightcache.drain";
 /// [`Renewed`], of one server to the others → `null`.
 pub const RENEWED: &str = "flightcache.renewed";
+/// [`FooterRequest`], of one server to another → a [`ToldFooter`], and then its bytes, in as many results as they need.
+pub const FOOTER: &str = "flightcache.footer";
 
 /// Every action with one line for `ListActions`.
-pub const ALL: [(&str, &str); 11] = [
+pub const ALL: [(&str, &str); 12] = [
     (STATS, "Server-wide figures. In: nothing. Out: JSON."),
     (SLOT_MAP, "Which node owns which hash slot. In: nothing. Out: JSON."),
     (INFO, "Schema, row groups, sizes and what is resident. In: {\"url\"}. Out: JSON, one result per object."),
@@ -44,6 +49,7 @@ pub const ALL: [(&str, &str); 11] = [
         RENEWED,
         "Told by a server to the others: objects that were overwritten. In: {\"objects\": [{\"url\", \"version\"}]}. Out: null.",
     ),
+    (FOOTER, "Asked by a server of another: a footer that is resident. In: {\"url\"}. Out: JSON, and then the footer's bytes."),
 ];
 
 /// Input of [`INFO`], [`TABLE`] and [`EVICT`].
@@ -87,6 +93,75 @@ pub struct RenewedObject {
     /// Display form of the version it has now, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+}
+
+/// Input of [`FOOTER`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FooterRequest {
+    /// The object's canonical URL.
+    pub url: String,
+    /// Display form of the version it has to be of; any, if that is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The store must not have confirmed that version longer ago than this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_age_ms: Option<u64>,
+}
+
+/// Output of [`FOOTER`]: what the bytes are that follow it, which a file ends with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToldFooter {
+    /// Display form of the version they are of.
+    pub version: String,
+    /// Size of the object, in bytes.
+    pub size: u64,
+    /// How long ago the store was asked, at most, when it confirmed that version.
+    pub age_ms: u64,
+    /// Where in the object they lie: start and length of each piece.
+    pub pieces: Vec<(u64, u64)>,
+    /// [`ToldFooter::hash_of`] them.
+    pub hash: u64,
+}
+
+/// Longer footers are not told: each server reads them itself.
+pub const MAX_TOLD_FOOTER_BYTES: u64 = 16 << 20;
+
+impl ToldFooter {
+    /// What is told of bytes that come in parts.
+    pub fn new(url: &str, version: String, size: u64, age_ms: u64, parts: &[(u64, &[u8])]) -> Self {
+        let pieces = parts.iter().map(|(start, bytes)| (*start, bytes.len() as u64)).collect();
+        let mut told = Self { version, size, age_ms, pieces, hash: 0 };
+        told.hash = told.hash_of(url, parts.iter().map(|(_, bytes)| *bytes));
+        told
+    }
+
+    /// A fingerprint of the bytes, and of what is said of them.
+    fn hash_of<'a>(&self, url: &str, parts: impl Iterator<Item = &'a [u8]>) -> u64 {
+        let mut hasher = Xxh3Default::new();
+        hasher.update(format!("{url} {} {} {:?}", self.version, self.size, self.pieces).as_bytes());
+        parts.for_each(|part| hasher.update(part));
+        hasher.digest()
+    }
+
+    /// The number of bytes that follow; an error if they cannot be those of a footer.
+    pub fn total_bytes(&self) -> Result<u64> {
+        let is_inside = |&(start, len): &(u64, u64)| len > 0 && start.checked_add(len).is_some_and(|end| end <= self.size);
+        let total = self.pieces.iter().fold(0, |sum: u64, (_, len)| sum.saturating_add(*len));
+        if !self.pieces.iter().all(is_inside) || total == 0 || total > MAX_TOLD_FOOTER_BYTES {
+            return Err(Error::internal("a footer was told that cannot be one"));
+        }
+        Ok(total)
+    }
+
+    /// Refuses bytes that are not the ones that were told.
+    pub fn check(&self, url: &str, bytes: &[u8]) -> Result<()> {
+        if bytes.len() as u64 != self.total_bytes()? || self.hash_of(url, std::iter::once(bytes)) != self.hash {
+            return Err(Error::internal(format!("{url}: a footer came garbled")));
+        }
+        Ok(())
+    }
 }
 
 /// Input of [`BOUNDS`].
@@ -375,9 +450,48 @@ pub struct RowGroupInfo {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_footer_that_was_changed_on_its_way_is_refused(
+            bytes in proptest::collection::vec(any::<u8>(), 2..200),
+            at in any::<prop::sample::Index>(),
+            bit in 0_u32..8,
+            what in 0..6,
+        ) {
+            let url = "s3://lake/t.parquet";
+            let (first, second) = bytes.split_at(bytes.len() / 2);
+            let parts = [(900, first), (2_000 - second.len() as u64, second)];
+            let mut told = ToldFooter::new(url, "etag:1".to_owned(), 2_000, 7, &parts);
+            prop_assert!(told.check(url, &bytes).is_ok());
+            let mut sent = bytes.clone();
+            match what {
+                0 => sent[at.index(bytes.len())] ^= 1_u8 << bit,
+                1 => sent.push(0),
+                2 => drop(sent.pop()),
+                3 => told.size += 1,
+                4 => told.pieces[0].0 -= 1,
+                _ => told.version = "etag:2".to_owned(),
+            }
+            prop_assert!(told.check(url, &sent).is_err());
+        }
+
+        #[test]
+        fn pieces_that_cannot_be_are_refused(pieces in proptest::collection::vec((any::<u64>(), any::<u64>()), 0..4), size in any::<u64>()) {
+            let is_inside = |&(start, len): &(u64, u64)| len > 0 && u128::from(start) + u128::from(len) <= u128::from(size);
+            let total: u128 = pieces.iter().map(|(_, len)| u128::from(*len)).sum();
+            let may_be = !pieces.is_empty() && pieces.iter().all(is_inside) && total <= u128::from(MAX_TOLD_FOOTER_BYTES);
+            let told = ToldFooter { version: String::new(), size, age_ms: 0, pieces, hash: 0 };
+            prop_assert_eq!(told.total_bytes().is_ok(), may_be);
+        }
+    }
+
     #[test]
     fn names_are_unique() {
-        let names: std::collections::HashSet<_> = super::ALL.iter().map(|(name, _)| name).collect();
-        assert_eq!(names.len(), super::ALL.len());
+        let names: std::collections::HashSet<_> = ALL.iter().map(|(name, _)| name).collect();
+        assert_eq!(names.len(), ALL.len());
     }
 }

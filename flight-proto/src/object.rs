@@ -1,7 +1,10 @@
 //! Objects and their versions.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
+
+use crate::error::Error;
 
 /// The version of an object: what makes two reads of the same URL the same bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -32,6 +35,20 @@ impl fmt::Display for Version {
     }
 }
 
+/// Reads the display form.
+impl FromStr for Version {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let version = match text.split_once(':') {
+            Some(("etag", tag)) => Self::new(Some(tag), None),
+            Some(("id", id)) => Self::new(None, Some(id)),
+            _ => None,
+        };
+        version.ok_or_else(|| Error::invalid(format!("{text:?} is not an object's version")))
+    }
+}
+
 /// One version of one object. Objects without a version are read, never cached, so they have no id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ObjectId {
@@ -57,5 +74,15 @@ mod tests {
         assert_eq!(Version::new(Some("W/\"a\""), Some("7")), Some(Version::Id("7".into())));
         assert_eq!(Version::new(Some("\"a\""), Some("7")), Some(Version::ETag("\"a\"".into())));
         assert_eq!(Version::new(None, None), None);
+    }
+
+    #[test]
+    fn display_forms_are_read() {
+        for version in [Version::ETag("\"a:b\"".into()), Version::Id("id:7".into())] {
+            assert_eq!(version.to_string().parse::<Version>().unwrap(), version);
+        }
+        for text in ["", "a", "etag:", "id:", "etag:W/\"a\"", "ETAG:a"] {
+            assert!(text.parse::<Version>().is_err(), "{text}");
+        }
     }
 }

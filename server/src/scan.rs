@@ -42,7 +42,7 @@ use tokio::sync::{OnceCell, Semaphore, mpsc};
 
 pub(crate) use growth::BoundGrowth;
 pub use parquet_rows::ParquetRows;
-pub(crate) use peers::ForPeer;
+pub(crate) use peers::{FooterAnswer, ForPeer};
 pub use plan::ScanPlan;
 pub use resident::{ChunkKey, Form};
 pub use row_reads::{PickedRows, RowReads};
@@ -109,7 +109,7 @@ impl Engine {
         let limits = FetchLimits::new(settings.store_requests, Arc::clone(&metrics));
         let footer_capacity = settings.footer_capacity.as_u64();
         let of_footers = (footer_capacity - footer_capacity / 4 - footer_capacity / 8) as usize;
-        let (footers, renewed) = Footers::new(of_footers, limits.clone());
+        let (footers, renewed) = Footers::new(of_footers, limits.clone(), settings.cluster.is_some());
         let chunks = Cache::new(CacheConfig {
             capacity_bytes: settings.capacity.as_u64(),
             reserve_bytes: settings.reserve_bytes(),

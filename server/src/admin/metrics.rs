@@ -57,8 +57,8 @@ metrics! {
         store_http_requests: "flightcache_store_http_requests_total", "HTTP requests sent to object stores, retries and listings counted";
         store_bytes: "flightcache_store_bytes_total", "Bytes read from object stores";
         peer_chunks: "flightcache_peer_chunks_total", "Chunks that came from other servers of the cluster instead of the store";
-        peer_bytes: "flightcache_peer_bytes_total", "Bytes that came from other servers of the cluster, of arrays or of Parquet";
-        peer_refusals: "flightcache_peer_refusals_total", "Row groups that were not asked of other servers, since the bandwidth that is set for that would have had them wait too long";
+        peer_bytes: "flightcache_peer_bytes_total", "Bytes that came from other servers of the cluster: arrays, Parquet, footers";
+        peer_refusals: "flightcache_peer_refusals_total", "Row groups and footers that were not asked of other servers, since the bandwidth that is set for that would have had them wait too long";
         chunk_hits: "flightcache_chunk_hits_total", "Chunk look-ups that hit";
         chunk_misses: "flightcache_chunk_misses_total", "Chunk look-ups that missed, joined loads included";
         chunk_joins: "flightcache_chunk_joins_total", "Chunk look-ups that joined a load under way";
@@ -71,7 +71,7 @@ metrics! {
         record_dropped: "flightcache_record_dropped_total", "Requests missing from the access trace, in whole or from some point on";
     }
     labelled {
-        peer_pulls["ask", "status"]: "flightcache_peer_pulls_total", "Row groups asked of other servers, by what was asked and how it ended";
+        peer_pulls["ask", "status"]: "flightcache_peer_pulls_total", "Row groups and footers asked of other servers, by what was asked and how it ended";
         slot_touched_bytes["slots"]: "flightcache_slot_touched_bytes_total", "Bytes of chunks that were asked for, by range of slots; 64 KiB more for each request";
         requests["method", "status"]: "flightcache_requests_total", "Requests answered, by Flight method and gRPC status";
     }

@@ -10,7 +10,7 @@ use futures::stream::BoxStream;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::scan::Engine;
+use crate::scan::{Engine, FooterAnswer};
 
 /// Answers one action.
 pub(super) async fn run(engine: &Arc<Engine>, name: &str, body: &[u8]) -> Result<BoxStream<'static, Result<ActionResult>>> {
@@ -49,6 +49,11 @@ pub(super) async fn run(engine: &Arc<Engine>, name: &str, body: &[u8]) -> Result
             vec![to_result(&engine.cluster().drain_node(&request).await?)]
         }
         action::RENEWED => vec![to_result(&engine.forget_renewed(&parse(name, body)?)?)],
+        action::FOOTER => {
+            let FooterAnswer { told, bytes } = engine.tell_footer(&parse(name, body)?)?;
+            let bytes = bytes.into_iter().map(|body| Ok(ActionResult { body }));
+            [to_result(&told)].into_iter().chain(bytes).collect()
+        }
         action::WARM => {
             let request = ScanRequest::parse(body)?;
             return Ok(engine.warm(request).map(|progress| progress.and_then(|progress| to_result(&progress))).boxed());

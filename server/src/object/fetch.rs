@@ -168,6 +168,11 @@ impl Segments {
         Some(Self::join(ranges.iter().map(copy).collect::<Option<Vec<_>>>()?))
     }
 
+    /// Where each piece begins, and its bytes.
+    pub fn pieces(&self) -> &[(u64, Bytes)] {
+        &self.parts
+    }
+
     /// Bytes held.
     pub fn len(&self) -> u64 {
         self.parts.iter().map(|(_, bytes)| bytes.len() as u64).sum()

@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use bytes::Bytes;
+use flightcache_proto::action::MAX_TOLD_FOOTER_BYTES;
 use flightcache_proto::{Error, ErrorKind, ObjectId, Result, Version, thrift};
 use parquet::DecodeResult;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::arrow::{ProjectionMask, parquet_to_arrow_schema};
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataPushDecoder};
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataPushDecoder, RowGroupMetaData};
 
 use super::schema::{announced_schema, check_widths};
 use crate::admin::ScanMeter;
-use crate::object::{FetchLimits, ObjectRef, Suffix};
+use crate::object::{FetchLimits, ObjectRef, Segments, Suffix};
 
 /// Metadata larger than this is refused.
 const MAX_METADATA_BYTES: u64 = 256 << 20;
@@ -39,6 +40,10 @@ pub struct Footer {
     readers: [ArrowReaderMetadata; 2],
     /// Bytes from the start of the metadata to the end of the object: what a suffix read has to cover.
     pub tail_bytes: u64,
+    /// The bytes that it was read of, page index included, for other servers; `None` where they are not kept.
+    pub tail: Option<Segments>,
+    /// Another server told it, not the store.
+    pub is_told: bool,
 }
 
 /// How strings are to rest.
@@ -160,14 +165,20 @@ impl Footer {
     /// Bytes this footer holds in memory.
     pub fn weight_bytes(&self) -> usize {
         // Arrow fields are a few hundred bytes each: name, type, metadata, reference counts.
-        self.metadata.memory_size() + self.schema.flattened_fields().len() * 3 * 256 + self.object.url().len() + 512
+        self.metadata.memory_size()
+            + self.schema.flattened_fields().len() * 3 * 256
+            + self.object.url().len()
+            + 512
+            + self.tail.as_ref().map_or(0, |tail| tail.len() as usize)
     }
 
     /// Reads the footer of the current version, unless that is `known`: one suffix read of `hint_bytes`, more when it is longer.
+    /// Its bytes are kept if it `keeps_tail`.
     pub(super) async fn read(
         object: &ObjectRef,
         known: Option<&Version>,
         hint_bytes: u64,
+        keeps_tail: bool,
         limits: &FetchLimits,
         meter: &ScanMeter,
     ) -> Result<FooterRead> {
@@ -186,7 +197,11 @@ impl Footer {
             let missing = match parsed {
                 Ok(Ok(DecodeResult::Data(metadata))) => {
                     let tail_bytes = pieces.iter().map(|(start, _)| size - start).max().unwrap_or(0);
-                    let footer = Self::new(object, version, size, metadata, tail_bytes)?;
+                    // Whoever reads it of a tail expects the page index there.
+                    let tail =
+                        (keeps_tail && policy == PageIndexPolicy::Optional).then(|| tail(size, &metadata, &pieces)).flatten();
+                    let mut footer = Self::new(object, version, size, metadata, tail_bytes)?;
+                    footer.tail = tail;
                     return Ok(FooterRead::Read { footer: Box::new(footer), whole });
                 }
                 Ok(Ok(DecodeResult::NeedsData(ranges))) => ranges,
@@ -218,6 +233,26 @@ impl Footer {
         Err(Error::new(ErrorKind::Corrupt, format!("{}: the footer cannot be assembled", object.url())))
     }
 
+    /// The footer of a version whose tail another server told.
+    pub(super) async fn of_tail(object: &ObjectRef, version: Version, size: u64, tail: Segments) -> Result<Self> {
+        let object = object.clone();
+        let url = object.shared_url();
+        let read = move || {
+            let metadata = match parse(size, tail.pieces(), PageIndexPolicy::Optional) {
+                Ok(DecodeResult::Data(metadata)) => metadata,
+                Ok(_) => {
+                    return Err(Error::new(ErrorKind::Corrupt, format!("{}: parts of its footer are missing", object.url())));
+                }
+                Err(error) => return Err(parquet_error(object.url(), "footer", &error)),
+            };
+            let tail_bytes = tail.pieces().first().map_or(0, |(start, _)| size - start);
+            let footer = Self::new(&object, Some(version), size, metadata, tail_bytes)?;
+            Ok(Self { tail: Some(tail), is_told: true, ..footer })
+        };
+        // What another server tells may have a decoder panic, as anything from outside.
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|panic| Err(decoder_panic(&url, "footer", panic)))
+    }
+
     fn new(object: &ObjectRef, version: Option<Version>, size: u64, metadata: ParquetMetaData, tail_bytes: u64) -> Result<Self> {
         let file = metadata.file_metadata();
         let schema = parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata())
@@ -240,7 +275,9 @@ impl Footer {
         let metadata = Arc::new(metadata);
         let plain = reader_metadata(&metadata, &schema).map_err(|error| parquet_error(object.url(), "schema", &error))?;
         let dictionaries = reader_metadata(&metadata, &with_dictionaries(&schema)).unwrap_or_else(|_| plain.clone());
-        Ok(Self { object: object.clone(), id, size, metadata, schema, leaves, readers: [plain, dictionaries], tail_bytes })
+        let readers = [plain, dictionaries];
+        let object = object.clone();
+        Ok(Self { object, id, size, metadata, schema, leaves, readers, tail_bytes, tail: None, is_told: false })
     }
 
     pub(super) fn reader_metadata(&self, rest: Rest) -> &ArrowReaderMetadata {
@@ -302,18 +339,40 @@ fn parse(size: u64, pieces: &[(u64, Bytes)], policy: PageIndexPolicy) -> Result<
     decoder.try_decode()
 }
 
+/// A copy of the bytes that a footer is parsed of: the page index, the footer's own, and its length; `None` if they are very many.
+fn tail(size: u64, metadata: &ParquetMetaData, pieces: &[(u64, Bytes)]) -> Option<Segments> {
+    let own = size.checked_sub(8 + footer_bytes(size, pieces)?.len() as u64)?..size - 8;
+    let chunks = metadata.row_groups().iter().flat_map(RowGroupMetaData::columns);
+    let indexes = chunks.flat_map(|chunk| {
+        [(chunk.column_index_offset(), chunk.column_index_length()), (chunk.offset_index_offset(), chunk.offset_index_length())]
+    });
+    let indexes = indexes.filter_map(|(start, len)| {
+        let (start, len) = (u64::try_from(start?).ok()?, u64::try_from(len?).ok()?);
+        Some(start..start.checked_add(len)?)
+    });
+    // The decoder asks for all of them in one.
+    let index = indexes.reduce(|all, index| all.start.min(index.start)..all.end.max(index.end));
+    let ranges = index.into_iter().filter(|index| index.start < index.end).chain([own, size - 8..size]);
+    let parts: Option<Vec<Bytes>> = ranges.clone().map(|range| slice(pieces, range.start, range.end - range.start)).collect();
+    let parts = parts.filter(|parts| parts.iter().map(|part| part.len() as u64).sum::<u64>() <= MAX_TOLD_FOOTER_BYTES)?;
+    // Copies: a slice would keep all that was read in memory.
+    let copy = |(range, part): (Range<u64>, Bytes)| Segments::at(range.start, Bytes::copy_from_slice(&part));
+    Some(Segments::join(ranges.zip(parts).map(copy)))
+}
+
 /// The footer's own bytes, if a piece holds them: the decoder needs them in one, too.
 fn footer_bytes(size: u64, pieces: &[(u64, Bytes)]) -> Option<Bytes> {
-    let slice = |start: u64, len: u64| {
-        pieces.iter().find_map(|(at, bytes)| {
-            let from = usize::try_from(start.checked_sub(*at)?).ok()?;
-            let to = from.checked_add(usize::try_from(len).ok()?)?;
-            (to <= bytes.len()).then(|| bytes.slice(from..to))
-        })
-    };
-    let stated: [u8; 4] = slice(size.checked_sub(8)?, 4)?.as_ref().try_into().ok()?;
+    let stated: [u8; 4] = slice(pieces, size.checked_sub(8)?, 4)?.as_ref().try_into().ok()?;
     let len = u64::from(u32::from_le_bytes(stated));
-    slice((size - 8).checked_sub(len)?, len)
+    slice(pieces, (size - 8).checked_sub(len)?, len)
+}
+
+fn slice(pieces: &[(u64, Bytes)], start: u64, len: u64) -> Option<Bytes> {
+    pieces.iter().find_map(|(at, bytes)| {
+        let from = usize::try_from(start.checked_sub(*at)?).ok()?;
+        let to = from.checked_add(usize::try_from(len).ok()?)?;
+        (to <= bytes.len()).then(|| bytes.slice(from..to))
+    })
 }
 
 /// What later code relies on: sizes and ranges that are possible.

@@ -1,7 +1,11 @@
 //! Footers by URL: a byte-bounded cache of its own, revalidated as the source's freshness asks, read once whoever asks.
+//!
+//! Where nothing is known of an object, somebody else may tell its footer before the store is asked. That is taken only if the store
+//! confirmed its version recently enough for what is asked here: told, it is as old as it was there.
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
+use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,7 +13,7 @@ use bytes::Bytes;
 use flightcache_proto::action::{MAX_RENEWED, RenewedObject};
 use flightcache_proto::{Error, Result, Version};
 use futures::FutureExt as _;
-use futures::future::{Shared, WeakShared};
+use futures::future::{BoxFuture, Shared, WeakShared};
 use lru::LruCache;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -17,7 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::footer::{Footer, FooterRead};
 use crate::admin::ScanMeter;
-use crate::object::{FetchLimits, Freshness, ObjectRef};
+use crate::object::{FetchLimits, Freshness, ObjectRef, Segments};
 
 /// First guess for the suffix read: the footers, page index included, of most files.
 const DEFAULT_HINT_BYTES: u64 = 64 << 10;
@@ -26,8 +30,50 @@ const MAX_HINT_BYTES: u64 = 4 << 20;
 /// Objects that are not larger are read whole, footer and data in one request, once their directory is known to hold such: at
 /// 100 MB/s that costs less than another request.
 const MAX_WHOLE_BYTES: u64 = 2 << 20;
+/// Objects of which it is remembered when they were forgotten; for others it is the last time that any was.
+const MAX_FORGOTTEN: NonZeroUsize = NonZeroUsize::new(4_096).unwrap();
 
-type Read = Pin<Box<dyn Future<Output = Result<Arc<Footer>>> + Send>>;
+type Read = Pin<Box<dyn Future<Output = Result<Resident>> + Send>>;
+
+/// A footer that somebody else has: the bytes it is parsed of, the version they are of, and since when that is known to be current.
+pub struct Told {
+    pub version: Version,
+    pub size: u64,
+    pub tail: Segments,
+    pub confirmed_at: Instant,
+}
+
+/// Which footer is of use.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// Of this version only, by its display form.
+    pub version: Option<String>,
+    /// Of a version that the store confirmed since.
+    pub since: Option<Instant>,
+}
+
+impl Wanted {
+    fn takes(&self, told: &Told) -> bool {
+        self.version.as_ref().is_none_or(|version| *version == told.version.to_string())
+            && self.since.is_none_or(|since| told.confirmed_at >= since)
+    }
+}
+
+/// Asks others. Nothing begins before it is polled.
+pub type Elsewhere = BoxFuture<'static, Option<Told>>;
+
+/// Where only the store is to be asked.
+pub fn nowhere(_: Wanted) -> Elsewhere {
+    std::future::ready(None).boxed()
+}
+
+/// What is asked of others, and what they are believed.
+struct Hearsay {
+    told: Elsewhere,
+    wanted: Wanted,
+    /// The store confirmed the version that is wanted, whatever they know.
+    confirmed_at: Option<Instant>,
+}
 
 /// The footer cache.
 ///
@@ -38,6 +84,8 @@ pub struct Footers {
     capacity_bytes: usize,
     whole_capacity_bytes: usize,
     limits: FetchLimits,
+    /// Others may ask for what footers were read of.
+    keeps_tails: bool,
     /// Told of objects that turned out overwritten; what it has no room for is not told.
     renewed: mpsc::Sender<RenewedObject>,
 }
@@ -53,6 +101,15 @@ struct State {
     whole_bytes: usize,
     /// Grows with every eviction on request, so that a read begun before it is not kept.
     generation: u64,
+    /// When objects were forgotten, some of them by name: what others knew before is no use.
+    forgotten: LruCache<String, Instant>,
+    any_forgotten_at: Option<Instant>,
+}
+
+impl State {
+    fn forgotten_at(&self, url: &str) -> Option<Instant> {
+        self.forgotten.peek(url).copied().max(self.any_forgotten_at)
+    }
 }
 
 struct Whole {
@@ -87,9 +144,9 @@ struct Resident {
 impl Footers {
     /// A cache of at most `capacity_bytes`, a quarter of it for small objects that came whole; and who tells of objects that turned
     /// out overwritten.
-    pub fn new(capacity_bytes: usize, limits: FetchLimits) -> (Arc<Self>, mpsc::Receiver<RenewedObject>) {
+    pub fn new(capacity_bytes: usize, limits: FetchLimits, keeps_tails: bool) -> (Arc<Self>, mpsc::Receiver<RenewedObject>) {
         let (renewed, told) = mpsc::channel(MAX_RENEWED);
-        let hints = LruCache::new(std::num::NonZeroUsize::new(4_096).unwrap_or(std::num::NonZeroUsize::MIN));
+        let hints = LruCache::new(NonZeroUsize::new(4_096).unwrap_or(NonZeroUsize::MIN));
         let state = State {
             resident: LruCache::unbounded(),
             resident_bytes: 0,
@@ -98,25 +155,32 @@ impl Footers {
             whole: LruCache::unbounded(),
             whole_bytes: 0,
             generation: 0,
+            forgotten: LruCache::new(MAX_FORGOTTEN),
+            any_forgotten_at: None,
         };
         let whole_capacity_bytes = capacity_bytes / 4;
         let capacity_bytes = capacity_bytes - whole_capacity_bytes;
-        (Arc::new(Self { state: Mutex::new(state), capacity_bytes, whole_capacity_bytes, limits, renewed }), told)
+        (Arc::new(Self { state: Mutex::new(state), capacity_bytes, whole_capacity_bytes, limits, keeps_tails, renewed }), told)
     }
 
     /// The footer of a version that the source's freshness lets us serve.
     ///
-    /// `listed` is what a listing said, and when it was asked: it saves asking the store again.
+    /// `listed` is what a listing said, and when it was asked: it saves asking the store again. So does `elsewhere`, where nothing is
+    /// known here.
     pub async fn get(
         self: &Arc<Self>,
         object: &ObjectRef,
         listed: Option<(&Version, Instant)>,
+        elsewhere: impl Fn(Wanted) -> Elsewhere,
         meter: &Arc<ScanMeter>,
     ) -> Result<Arc<Footer>> {
         let freshness = object.source().freshness();
         let arrived_at = Instant::now();
+        // A version confirmed after this request arrived is as fresh as can be asked for.
+        let is_fresh =
+            |confirmed_at: Instant| confirmed_at >= arrived_at || freshness.covers(arrived_at.duration_since(confirmed_at));
         loop {
-            let (known, read) = {
+            let read = {
                 let mut state = self.lock();
                 let known = state.resident.get_mut(object.url()).map(|resident| {
                     if let Some((version, asked_at)) = listed
@@ -126,38 +190,40 @@ impl Footers {
                     }
                     resident.clone()
                 });
-                if let Some(resident) = &known {
-                    // A version confirmed after this request arrived is as fresh as can be asked for.
-                    if resident.confirmed_at >= arrived_at || freshness.covers(arrived_at.duration_since(resident.confirmed_at)) {
-                        return Ok(Arc::clone(&resident.footer));
-                    }
+                if let Some(resident) = known.as_ref().filter(|resident| is_fresh(resident.confirmed_at)) {
+                    return Ok(Arc::clone(&resident.footer));
                 }
                 // Under `always` a read that began before this request may answer with what was true before it.
                 let join = freshness != Freshness::Always;
                 let read = join.then(|| state.under_way.get(object.url()).and_then(WeakShared::upgrade)).flatten();
                 // Of a listing's many objects, none would be kept until its data is asked for.
                 let may_be_whole = listed.is_none() && known.is_none();
-                let known_footer = || known.as_ref().map(|known| Arc::clone(&known.footer));
-                let read = read.unwrap_or_else(|| self.begin(&mut state, object, known_footer(), may_be_whole, meter));
-                (known, read)
+                read.unwrap_or_else(|| {
+                    let hearsay = known.is_none().then(|| {
+                        let forgotten_at = state.forgotten_at(object.url());
+                        Hearsay::new(freshness, arrived_at, forgotten_at, listed, &elsewhere)
+                    });
+                    let known = known.map(|known| known.footer);
+                    self.begin(&mut state, object, known, hearsay.flatten(), may_be_whole, meter)
+                })
             };
-            let footer = read.await?;
-            let fresh_enough = match freshness {
-                Freshness::Immutable | Freshness::Always => true,
-                // A joined read may have begun earlier than the bound allows; then ask again.
-                Freshness::Ttl(ttl) => {
-                    ttl.is_zero() || known.is_none() || arrived_at.elapsed() <= ttl || self.is_fresh(object, arrived_at)
-                }
-            };
-            if fresh_enough {
-                return Ok(footer);
+            let read = read.await?;
+            // A joined read may have begun earlier than the bound allows, or have been told what is older; then ask again.
+            if is_fresh(read.confirmed_at) {
+                return Ok(read.footer);
             }
         }
     }
 
-    /// The footer of a version, told by its display form, for who knows that it is fresh enough. If it is not known here, the current
-    /// version's.
-    pub async fn of_version(self: &Arc<Self>, object: &ObjectRef, version: &str, meter: &Arc<ScanMeter>) -> Result<Arc<Footer>> {
+    /// The footer of a version, told by its display form, for who knows that it is fresh enough. If it is not known here, or `elsewhere`,
+    /// the current version's.
+    pub async fn of_version(
+        self: &Arc<Self>,
+        object: &ObjectRef,
+        version: &str,
+        elsewhere: impl Fn(Wanted) -> Elsewhere,
+        meter: &Arc<ScanMeter>,
+    ) -> Result<Arc<Footer>> {
         let read = {
             let mut state = self.lock();
             let known = state.resident.get(object.url()).map(|known| Arc::clone(&known.footer));
@@ -165,11 +231,17 @@ impl Footers {
                 Some(footer) if footer.version().is_some_and(|known| known.to_string() == version) => return Ok(footer),
                 known => {
                     let under_way = state.under_way.get(object.url()).and_then(WeakShared::upgrade);
-                    under_way.unwrap_or_else(|| self.begin(&mut state, object, known, false, meter))
+                    under_way.unwrap_or_else(|| {
+                        let hearsay = known.is_none().then(|| {
+                            let wanted = Wanted { version: Some(version.to_owned()), since: state.forgotten_at(object.url()) };
+                            Hearsay { told: elsewhere(wanted.clone()), wanted, confirmed_at: None }
+                        });
+                        self.begin(&mut state, object, known, hearsay, false, meter)
+                    })
                 }
             }
         };
-        read.await
+        Ok(read.await?.footer)
     }
 
     /// Begins a read that others may join.
@@ -178,10 +250,11 @@ impl Footers {
         state: &mut State,
         object: &ObjectRef,
         known: Option<Arc<Footer>>,
+        hearsay: Option<Hearsay>,
         may_be_whole: bool,
         meter: &Arc<ScanMeter>,
     ) -> Shared<Read> {
-        let read = self.start(object.clone(), known, may_be_whole, state.generation, meter);
+        let read = self.start(object.clone(), known, hearsay, may_be_whole, state.generation, meter);
         state.under_way.retain(|_, read| read.upgrade().is_some());
         if let Some(weak) = read.downgrade() {
             state.under_way.insert(object.shared_url(), weak);
@@ -189,26 +262,27 @@ impl Footers {
         read
     }
 
-    fn is_fresh(&self, object: &ObjectRef, arrived_at: Instant) -> bool {
-        let freshness = object.source().freshness();
-        let state = self.lock();
-        let resident = state.resident.peek(object.url());
-        resident.is_none_or(|resident| {
-            resident.confirmed_at >= arrived_at || freshness.covers(arrived_at.duration_since(resident.confirmed_at))
-        })
-    }
-
     fn start(
         self: &Arc<Self>,
         object: ObjectRef,
         known: Option<Arc<Footer>>,
+        hearsay: Option<Hearsay>,
         may_be_whole: bool,
         generation: u64,
         meter: &Arc<ScanMeter>,
     ) -> Shared<Read> {
         let (this, meter) = (Arc::clone(self), Arc::clone(meter));
-        let task =
-            AbortOnDropHandle::new(tokio::spawn(async move { this.read(object, known, may_be_whole, generation, &meter).await }));
+        let task = async move {
+            let told = match hearsay {
+                Some(hearsay) => hearsay.read(&object).await,
+                None => None,
+            };
+            match told {
+                Some(told) => Ok(this.keep(&object, told, None, generation)),
+                None => this.read(object, known, may_be_whole, generation, &meter).await,
+            }
+        };
+        let task = AbortOnDropHandle::new(tokio::spawn(task));
         let read: Read =
             Box::pin(async move { task.await.unwrap_or_else(|e| Err(Error::internal(format!("footer read ended early: {e}")))) });
         read.shared()
@@ -221,13 +295,14 @@ impl Footers {
         may_be_whole: bool,
         generation: u64,
         meter: &ScanMeter,
-    ) -> Result<Arc<Footer>> {
+    ) -> Result<Resident> {
         let directory = object.url().rsplit_once('/').map_or("", |(directory, _)| directory).to_owned();
         let hint = self.lock().hints.get(&directory).copied();
         let hint_bytes = hint.map_or(DEFAULT_HINT_BYTES, |hint| hint.suffix_bytes(may_be_whole));
-        let sent_at = Instant::now();
+        let confirmed_at = Instant::now();
         let version = known.as_ref().and_then(|known| known.version());
-        let (footer, whole) = match (Footer::read(&object, version, hint_bytes, &self.limits, meter).await?, &known) {
+        let read = Footer::read(&object, version, hint_bytes, self.keeps_tails, &self.limits, meter).await?;
+        let (footer, whole) = match (read, &known) {
             (FooterRead::Read { footer, whole }, _) => (Arc::<Footer>::from(footer), whole),
             (FooterRead::NotModified, Some(known)) => (Arc::clone(known), None),
             (FooterRead::NotModified, None) => {
@@ -237,20 +312,25 @@ impl Footers {
         if known.is_some_and(|known| known.version() != footer.version()) {
             self.tell(object.url(), footer.version());
         }
-        let mut state = self.lock();
         let mut tail_bytes = hint.map_or(DEFAULT_HINT_BYTES, |hint| hint.tail_bytes);
         // What was read is the least that can be said of metadata that was covered at once.
         if footer.tail_bytes > hint_bytes {
             tail_bytes = tail_bytes.max(footer.tail_bytes.next_multiple_of(4 << 10)).min(MAX_HINT_BYTES);
         }
-        state.hints.put(directory, Hint { tail_bytes, size: footer.size });
+        self.lock().hints.put(directory, Hint { tail_bytes, size: footer.size });
+        Ok(self.keep(&object, Resident { footer, confirmed_at }, whole, generation))
+    }
+
+    /// Keeps what was read, unless it is no use to others.
+    fn keep(&self, object: &ObjectRef, read: Resident, whole: Option<Bytes>, generation: u64) -> Resident {
+        let Resident { footer, confirmed_at } = &read;
+        let mut state = self.lock();
         let weight = footer.weight_bytes();
         if footer.id.is_some() && state.generation == generation && weight <= self.capacity_bytes {
-            let newer = state.resident.peek(object.url()).is_some_and(|resident| resident.confirmed_at > sent_at);
+            let newer = state.resident.peek(object.url()).is_some_and(|resident| resident.confirmed_at > *confirmed_at);
             if !newer {
                 state.resident_bytes += weight;
-                let resident = Resident { footer: Arc::clone(&footer), confirmed_at: sent_at };
-                if let Some((_, old)) = state.resident.push(object.shared_url(), resident) {
+                if let Some((_, old)) = state.resident.push(object.shared_url(), read.clone()) {
                     state.resident_bytes -= old.footer.weight_bytes();
                 }
             }
@@ -270,7 +350,14 @@ impl Footers {
                 }
             }
         }
-        Ok(footer)
+        drop(state);
+        read
+    }
+
+    /// A resident footer, for others, and when the request was sent that last confirmed its version.
+    pub fn resident_of(&self, url: &str) -> Option<(Arc<Footer>, Instant)> {
+        let state = self.lock();
+        state.resident.peek(url).map(|resident| (Arc::clone(&resident.footer), resident.confirmed_at))
     }
 
     /// Whether the bytes of an object came whole with this footer, and are there.
@@ -290,9 +377,19 @@ impl Footers {
         bytes
     }
 
-    /// Forgets one object, so that its next use asks the store.
+    /// Forgets one object, so that its next use asks the store: what others know of it already is not taken.
     pub fn forget(&self, url: &str) {
-        self.forget_if(|candidate| candidate == url);
+        self.forget_named(&HashSet::from([url]));
+    }
+
+    /// The same if it is this very footer that is known of it; whether it was.
+    pub fn forget_this(&self, footer: &Footer) -> bool {
+        let is_this =
+            self.lock().resident.peek(footer.object.url()).is_some_and(|known| std::ptr::eq(&raw const *known.footer, footer));
+        if is_this {
+            self.forget(footer.object.url());
+        }
+        is_this
     }
 
     /// The same for one that a read found overwritten, or gone.
@@ -309,7 +406,7 @@ impl Footers {
             known.is_some_and(|known| object.version.as_ref() != Some(&known.to_string()))
         };
         let others: HashSet<&str> = objects.iter().filter(is_other).map(|object| object.url.as_str()).collect();
-        if others.is_empty() { 0 } else { self.forget_if(|url| others.contains(url)) }
+        if others.is_empty() { 0 } else { self.forget_named(&others) }
     }
 
     fn tell(&self, url: &str, version: Option<&Version>) {
@@ -317,9 +414,24 @@ impl Footers {
         let _ = self.renewed.try_send(RenewedObject { url: url.to_owned(), version: version.map(ToString::to_string) });
     }
 
+    fn forget_named(&self, urls: &HashSet<&str>) -> u64 {
+        let mut state = self.lock();
+        for &url in urls {
+            let crowded_out = state.forgotten.push(url.to_owned(), Instant::now()).filter(|(known, _)| known != url);
+            state.any_forgotten_at = state.any_forgotten_at.max(crowded_out.map(|(_, at)| at));
+        }
+        Self::drop_if(&mut state, |url| urls.contains(url))
+    }
+
     /// Forgets every object whose URL matches, and whatever reads under way bring. Returns how many were resident.
     pub fn forget_if(&self, matches: impl Fn(&str) -> bool) -> u64 {
         let mut state = self.lock();
+        // Not all that match are known by name.
+        state.any_forgotten_at = Some(Instant::now());
+        Self::drop_if(&mut state, matches)
+    }
+
+    fn drop_if(state: &mut State, matches: impl Fn(&str) -> bool) -> u64 {
         state.generation += 1;
         state.under_way.retain(|url, _| !matches(url));
         let whole: Vec<_> = state.whole.iter().map(|(url, _)| Arc::clone(url)).filter(|url| matches(url)).collect();
@@ -348,5 +460,42 @@ impl Footers {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Hearsay {
+    /// What others may tell to whom it is asked of since `arrived_at`; `None` where only the store may.
+    fn new(
+        freshness: Freshness,
+        arrived_at: Instant,
+        forgotten_at: Option<Instant>,
+        listed: Option<(&Version, Instant)>,
+        elsewhere: impl Fn(Wanted) -> Elsewhere,
+    ) -> Option<Self> {
+        let since = match freshness {
+            Freshness::Always => return None,
+            Freshness::Immutable => forgotten_at,
+            Freshness::Ttl(ttl) => forgotten_at.max(Some(arrived_at.checked_sub(ttl)?)),
+        };
+        let listed = listed.filter(|(_, asked_at)| since.is_none_or(|since| *asked_at >= since));
+        let wanted = match listed {
+            // It is current, however long ago others looked.
+            Some((version, _)) => Wanted { version: Some(version.to_string()), since: None },
+            None => Wanted { version: None, since },
+        };
+        Some(Self { told: elsewhere(wanted.clone()), wanted, confirmed_at: listed.map(|(_, asked_at)| asked_at) })
+    }
+
+    /// What others told, if it is what was asked for and can be read. Whatever is wrong with it, there is the store.
+    async fn read(self, object: &ObjectRef) -> Option<Resident> {
+        let told = self.told.await.filter(|told| self.wanted.takes(told))?;
+        let confirmed_at = self.confirmed_at.map_or(told.confirmed_at, |at| at.max(told.confirmed_at));
+        match Footer::of_tail(object, told.version, told.size, told.tail).await {
+            Ok(footer) => Some(Resident { footer: Arc::new(footer), confirmed_at }),
+            Err(error) => {
+                tracing::warn!(url = object.url(), cause = %error, "a footer that another server told is not used");
+                None
+            }
+        }
     }
 }

@@ -19,7 +19,7 @@ pub use chunk::{Chunk, SLICE_ROWS};
 pub use decode::{Bands, DecodeError, decode_bands, decode_chunk};
 pub use footer::Footer;
 pub(crate) use footer::decoder_panic;
-pub use footers::Footers;
+pub use footers::{Elsewhere, Footers, Told, Wanted, nowhere};
 pub use prune::prune_row_groups;
 pub use row_group_file::{RowGroupFile, RowGroupLayout, row_group_layout};
 pub use schema::{announced_schema, check_widths, fixed_bytes};

@@ -618,10 +618,25 @@ impl Engine {
     /// its new version whatever the source's freshness.
     async fn fetched(&self, group: &RowGroupRef, reads: &Reads, columns: &[usize]) -> Result<Segments> {
         let fetched = reads.covering(&group.ranges(columns)).await;
-        if fetched.as_ref().is_err_and(|error| matches!(error.kind, ErrorKind::Changed | ErrorKind::NotFound)) {
-            self.footers.forget_changed(group.footer.object.url());
+        fetched.map_err(|error| self.of_footer(&group.footer, error))
+    }
+
+    /// The error of reading by a footer. The footer is forgotten if it is of a version that is gone; and if another server told it and it
+    /// does not fit the object, with all that was read by it: then the store's own is to tell whose fault that is.
+    pub(super) fn of_footer(&self, footer: &Footer, error: Error) -> Error {
+        use ErrorKind::{Changed, Corrupt, NotFound, Unsupported};
+        let url = footer.object.url();
+        match error.kind {
+            Changed | NotFound => self.footers.forget_changed(url),
+            Corrupt | Unsupported if footer.is_told => {
+                if self.footers.forget_this(footer) {
+                    self.chunks.remove_if(|key| &*key.object.url == url);
+                }
+                return Error::new(Changed, format!("{} (by a footer that another server told)", error.message));
+            }
+            _ => {}
         }
-        fetched
+        error
     }
 
     /// Decodes a column as soon as its bytes are there.
@@ -649,7 +664,7 @@ impl Engine {
             let chunk = match decode_chunk(&footer, group.row_group, column, &encoded.segments, &mut grow) {
                 Ok(chunk) => chunk,
                 Err(DecodeError::TooLarge) => return Err(LoadError::TooLarge),
-                Err(DecodeError::Failed(error)) => return Err(LoadError::Failed(error)),
+                Err(DecodeError::Failed(error)) => return Err(LoadError::Failed(self.of_footer(&footer, error))),
             };
             let weight = buffers_weight(chunk.pieces()) as u64 + CHUNK_OVERHEAD_BYTES;
             add_time(&group.meter.decode_us, started.elapsed());

@@ -9,11 +9,13 @@
 //! else is kept. Nothing depends on an answer: whatever goes wrong, the store is asked instead.
 //!
 //! ```text
+//!  plan.rs, nothing known of an object --footers.rs, DoAction--> footers.rs of another server --> its footers
 //!  load.rs --a row group's columns--> pull.rs --rate.rs, DoGet--> answer.rs of another server --> its cache, or its load
 //!  drain, SIGTERM --> hand_over.rs --DoGet, warm--> answer.rs of the next owner --> its load --> pull.rs, from here
 //! ```
 
 mod answer;
+mod footers;
 mod hand_over;
 mod pull;
 mod rate;
@@ -30,6 +32,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 pub(crate) use self::answer::ForPeer;
+pub(crate) use self::footers::FooterAnswer;
 pub(super) use self::pull::Pulled;
 use self::rate::Rate;
 use super::Engine;

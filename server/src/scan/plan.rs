@@ -18,7 +18,7 @@ use super::aggregate::Aggregate;
 use super::predicate::Predicate;
 use crate::admin::ScanMeter;
 use crate::object::{HiveColumns, ObjectRef, Target, hive_value};
-use crate::parquet::{Footer, fixed_bytes, prune_row_groups};
+use crate::parquet::{Footer, fixed_bytes, nowhere, prune_row_groups};
 
 /// Footers read at a time.
 const FOOTERS_AT_A_TIME: usize = 32;
@@ -315,7 +315,8 @@ impl Engine {
         let footers: Vec<(Arc<Footer>, Candidate)> = futures::stream::iter(candidates)
             .map(|candidate| async move {
                 let listed = candidate.listed.as_ref().map(|(version, at)| (version, *at));
-                let footer = self.footers.get(&candidate.object, listed, meter).await?;
+                let elsewhere = self.footer_elsewhere(&candidate.object, candidate.share.as_ref());
+                let footer = self.footers.get(&candidate.object, listed, elsewhere, meter).await?;
                 Ok::<_, Error>((footer, candidate))
             })
             .buffered(FOOTERS_AT_A_TIME)
@@ -345,7 +346,8 @@ impl Engine {
         for candidate in self.candidates_of(share)? {
             let version = candidate.share.as_ref().and_then(|share| share.version.clone());
             let version = version.ok_or_else(|| Error::invalid("servers ask each other for versions, which they name"))?;
-            let footer = self.footers.of_version(&candidate.object, &version, meter).await?;
+            let elsewhere = self.footer_elsewhere(&candidate.object, candidate.share.as_ref());
+            let footer = self.footers.of_version(&candidate.object, &version, elsewhere, meter).await?;
             footers.push((footer, candidate));
         }
         let plan = self.plan_on(ticket, footers, meter).await?;
@@ -451,11 +453,7 @@ impl Engine {
             let before = row_groups.len();
             let left =
                 prune_row_groups(&footer, row_groups, predicate.announced(), &plan.table, &constants, &self.blooms, meter).await;
-            row_groups = left.inspect_err(|error| {
-                if error.kind == ErrorKind::Changed {
-                    self.footers.forget_changed(footer.object.url());
-                }
-            })?;
+            row_groups = left.map_err(|error| self.of_footer(&footer, error))?;
             pruned = (before - row_groups.len()) as u64;
         }
         Ok(ObjectPlan { footer, columns: Arc::new(columns), row_groups, pruned, whole })
@@ -465,7 +463,7 @@ impl Engine {
     pub(crate) async fn replan_object(&self, plan: &ScanPlan, old: &ObjectPlan, meter: &Arc<ScanMeter>) -> Result<ObjectPlan> {
         let object = old.footer.object.clone();
         self.footers.forget(object.url());
-        let footer = self.footers.get(&object, None, meter).await?;
+        let footer = self.footers.get(&object, None, nowhere, meter).await?;
         // The answer's schema, and the places of its columns, are those of the version first seen.
         if !plan.spans_objects && footer.schema.fields() != old.footer.schema.fields() {
             let message = format!("{}: overwritten while it was read, by one of another schema", object.url());

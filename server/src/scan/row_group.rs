@@ -223,7 +223,7 @@ impl Engine {
         let footer = Arc::clone(&group.footer);
         let (segments, held) = self.bytes(&group, &file_columns).await?;
         let (sender, batches) = mpsc::channel(BANDS_AHEAD);
-        let url = group.footer.object.url().to_owned();
+        let (engine, of_object) = (Arc::clone(self), Arc::clone(&footer));
         let open = move || {
             let bands = decode_bands(&footer, group.row_group, &file_columns, &segments)?;
             Banding { plan, sources, files, bands, _held: held }.next_batch()
@@ -239,8 +239,8 @@ impl Engine {
                         next = Box::new(move || banding.next_batch());
                     }
                     Ok(Ok(None)) => return,
-                    Ok(Err(error)) => return room.send(Err(error)),
-                    Err(panic) => return room.send(Err(decoder_panic(&url, "row group", panic))),
+                    Ok(Err(error)) => return room.send(Err(engine.of_footer(&of_object, error))),
+                    Err(panic) => return room.send(Err(decoder_panic(of_object.object.url(), "row group", panic))),
                 }
             }
         });

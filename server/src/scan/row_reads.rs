@@ -166,7 +166,8 @@ impl Engine {
     /// The plan of reads, on a footer that is fresh enough.
     async fn prepared(self: &Arc<Self>, reads: &RowReads, meter: &Arc<ScanMeter>) -> Result<Option<Arc<Planned>>> {
         if let Some(planned) = reads.planned() {
-            let footer = self.footers.get(&planned.footer.object, None, meter).await?;
+            let object = &planned.footer.object;
+            let footer = self.footers.get(object, None, self.footer_elsewhere(object, None), meter).await?;
             if Arc::ptr_eq(&footer, &planned.footer) {
                 return Ok(Some(planned));
             }

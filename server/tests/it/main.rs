@@ -6,6 +6,7 @@ mod cluster;
 mod dictionaries;
 mod exchange;
 mod faults;
+mod footers;
 mod hostile;
 mod memory;
 mod parquet_rows;

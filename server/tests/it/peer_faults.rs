@@ -15,10 +15,16 @@ use flightcache_server::scan::Engine;
 use flightcache_server::settings::Residency;
 use flightcache_server::{Server, Settings};
 use futures::TryStreamExt as _;
+use object_store::GetRange;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::basic::Compression;
+use parquet::file::properties::WriterProperties;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::cluster::node;
 use crate::store::{TestStore, shared};
 use crate::support::{file, settings, until, values};
 
@@ -84,9 +90,12 @@ struct Owner {
 
 impl Owner {
     async fn start(residency: Residency, object: bytes::Bytes) -> Self {
+        Self::of(Settings { residency, ..settings() }, object).await
+    }
+
+    async fn of(settings: Settings, object: bytes::Bytes) -> Self {
         let store = Arc::new(TestStore::new());
         store.put("t.parquet", object).await;
-        let settings = Settings { residency, ..settings() };
         let server = Server::start_with(&settings, sources(&store), Arc::new(Metrics::new().unwrap())).await.unwrap();
         Self { server, store }
     }
@@ -156,6 +165,37 @@ async fn what_finds_no_room_is_read_from_the_store() {
     let asking = Asking::new(&small, owner.uri()).await;
     assert!(values(&asking.scan().await.unwrap()).into_iter().eq(0..ROWS));
     assert!(asking.engine.metrics().peer_pulls.with_label_values(&["load", "resource_exhausted"]).get() > 0);
+    asking.settled().await;
+    assert!(owner.server.shutdown().await);
+}
+
+/// The same rows as those of [`file`], compressed.
+fn compressed() -> bytes::Bytes {
+    let batches = ParquetRecordBatchReaderBuilder::try_new(file(0, ROWS, 10_000, 4)).unwrap().build().unwrap();
+    let batches: Vec<RecordBatch> = batches.map(Result::unwrap).collect();
+    let properties =
+        WriterProperties::builder().set_max_row_group_row_count(Some(10_000)).set_compression(Compression::SNAPPY).build();
+    let mut writer = ArrowWriter::try_new(Vec::new(), batches[0].schema(), Some(properties)).unwrap();
+    for batch in &batches {
+        writer.write(batch).unwrap();
+    }
+    writer.into_inner().unwrap().into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_footer_that_does_not_fit_the_object_is_read_anew() {
+    // Its object has the same URL and version, and it has nothing to give but the footer.
+    let owner = Owner::of(node("footer", &[]), compressed()).await;
+    owner.server.engine().info(URL).await.unwrap();
+    let asking = Asking::new(&Settings { residency: Residency::Parquet, ..settings() }, owner.uri()).await;
+    assert!(values(&asking.scan().await.unwrap()).into_iter().eq(0..ROWS));
+    let asks = |status| asking.engine.metrics().peer_pulls.with_label_values(&["footer", status]).get();
+    assert_eq!(asks("ok"), 1);
+    let suffixes = asking.store.take_reads().into_iter().filter(|read| matches!(read, Some(GetRange::Suffix(_)))).count();
+    assert_eq!(suffixes, 1, "the store's own is right");
+    // It is not asked for again.
+    assert!(values(&asking.scan().await.unwrap()).into_iter().eq(0..ROWS));
+    assert_eq!((asks("ok"), asking.store.take_reads().len()), (1, 0));
     asking.settled().await;
     assert!(owner.server.shutdown().await);
 }

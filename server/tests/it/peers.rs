@@ -138,16 +138,35 @@ async fn a_join(residency: Residency) {
     let mut three = Three::start("join", change).await;
     let reader = client(&three.servers[0]).await;
     assert!(scan(&reader).await.into_iter().eq(0..ROWS));
-    let before = three.sum(|stats| stats.store_bytes);
+    three.store.take_reads();
     three.join("join", change).await;
     // The old map first, then the new one.
     for _ in 0..3 {
         assert!(scan(&reader).await.into_iter().eq(0..ROWS));
     }
     let fourth = three.servers[3].engine().stats();
-    assert!(fourth.chunks_pulled > 0, "{fourth:?}");
-    let read = three.sum(|stats| stats.store_bytes) - before;
-    assert!(read < FOOTER_BYTES, "{read} bytes read of the store");
+    assert!(fourth.chunks_pulled > 0 && fourth.resident_footers == 1, "{fourth:?}");
+    assert_eq!(three.store.take_reads(), [], "neither chunks nor footers are read of the store");
+    three.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_joins_plans_by_footers_of_who_had_them() {
+    let mut three = Three::start("plans", |settings| settings).await;
+    for at in 0..12 {
+        three.store.put(&format!("many/{at}.parquet"), file(at, 4_000, 1_000, 2)).await;
+    }
+    let url = "s3://lake/many/";
+    let reader = client(&three.servers[0]).await;
+    let expected = values(&reader.scan(url).send().await.unwrap().collect().await.unwrap());
+    assert_eq!(expected.len(), 48_000);
+    three.store.take_reads();
+    three.join("plans", |settings| settings).await;
+    // All of it from the new one, whoever owns it.
+    assert_eq!(values(&get(&three.servers[3], format!("{{\"url\": \"{url}\"}}")).await), expected);
+    assert_eq!(three.store.take_reads(), []);
+    assert_eq!(three.servers[3].engine().stats().resident_footers, 12);
+    assert_eq!(three.servers[3].engine().metrics().peer_pulls.with_label_values(&["footer", "ok"]).get(), 12);
     three.stop().await;
 }
 
