@@ -11,10 +11,9 @@ use flightcache_proto::{Error, Node, Result, ScanRequest, SlotMap};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tonic::Status;
 
 use crate::exchange::Exchange;
-use crate::retry::{from_status, retrying, stated_kind};
+use crate::retry::{from_status, retrying};
 use crate::routes::{Connection, Routes, flight};
 use crate::scan::{ScanBuilder, ScanStream};
 
@@ -84,8 +83,9 @@ impl Client {
             let connection = self.routes.connection(&map, &node);
             async move {
                 let asked = async {
-                    let bodies: Vec<Bytes> =
-                        bodies(&connection?, action::STATS, Vec::new()).await.map_err(|e| from_status(&e))?.try_collect().await?;
+                    let connection = connection?;
+                    let asked = async { bodies(&connection, action::STATS, Vec::new()).await?.try_collect().await };
+                    let bodies: Vec<Bytes> = self.routes.unless_lost(&connection, asked).await?;
                     let body = bodies.first().ok_or_else(|| Error::internal("the server answered nothing"))?;
                     parse(action::STATS, body)
                 };
@@ -124,14 +124,17 @@ impl Client {
     /// What is resident under a URL prefix (all of it for an empty one).
     pub async fn list(&self, prefix: &str) -> Result<Vec<ResidentObject>> {
         let criteria = Criteria { expression: prefix.as_bytes().to_vec().into() };
-        let flights =
-            flight(self.routes.contact().channel()).list_flights(criteria).await.map_err(|e| from_status(&e))?.into_inner();
+        let server = self.routes.contact();
         let object = |flight: arrow_flight::FlightInfo| ResidentObject {
             url: flight.flight_descriptor.and_then(|descriptor| descriptor.path.into_iter().next()).unwrap_or_default(),
             rows: flight.total_records,
             resident_bytes: flight.total_bytes,
         };
-        flights.map_ok(object).map_err(|e| from_status(&e)).try_collect().await
+        let asked = async {
+            let flights = flight(server.channel()).list_flights(criteria).await.map_err(|e| from_status(&e))?.into_inner();
+            flights.map_ok(object).map_err(|e| from_status(&e)).try_collect().await
+        };
+        self.routes.unless_lost(&server, asked).await.inspect_err(|error| self.routes.turn_from(&server, error))
     }
 
     /// Times the slot map was asked for.
@@ -178,19 +181,24 @@ impl Client {
     }
 
     async fn bodies(&self, name: &str, body: Vec<u8>) -> Result<impl Stream<Item = Result<Bytes>> + use<>> {
-        let server = self.routes.contact();
-        bodies(&server, name, body).await.map_err(|status| {
-            let error = from_status(&status);
-            if stated_kind(&status).is_none() {
-                self.routes.turn_from(&server, &error);
+        let (routes, server) = (Arc::clone(&self.routes), self.routes.contact());
+        let begun = routes.unless_lost(&server, bodies(&server, name, body)).await;
+        let mut results = begun.inspect_err(|error| routes.turn_from(&server, error))?;
+        Ok(async_stream::try_stream! {
+            loop {
+                let next = routes.unless_lost(&server, results.try_next()).await;
+                match next.inspect_err(|error| routes.turn_from(&server, error))? {
+                    Some(body) => yield body,
+                    None => break,
+                }
             }
-            error
-        })
+        }
+        .boxed())
     }
 }
 
-async fn bodies(server: &Connection, name: &str, body: Vec<u8>) -> Result<impl Stream<Item = Result<Bytes>> + use<>, Status> {
-    let results = flight(server.channel()).do_action(Action::new(name, body)).await?;
+async fn bodies(server: &Connection, name: &str, body: Vec<u8>) -> Result<impl Stream<Item = Result<Bytes>> + Unpin + use<>> {
+    let results = flight(server.channel()).do_action(Action::new(name, body)).await.map_err(|e| from_status(&e))?;
     Ok(results.into_inner().map_ok(|result| result.body).map_err(|e| from_status(&e)))
 }
 

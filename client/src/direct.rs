@@ -12,21 +12,26 @@ use crate::client::Client;
 use crate::link::Transfer;
 use crate::receive::{Answer, Frame, Payload, get};
 use crate::retry::{MAX_ATTEMPTS, back_off, retrying};
+use crate::routes::Connection;
 use crate::scan::{self, overwritten};
 
 /// An answer that has begun.
 pub(crate) struct Opened {
     pub(crate) schema: SchemaRef,
     answer: Answer,
+    at: Connection,
 }
 
 /// Asks for all of a scan, if one server owns everything. The answer has begun with its schema.
 pub(crate) async fn open(client: &Client, request: &ScanRequest, transfer: Transfer) -> Result<Option<Opened>> {
     let open = async {
-        let Some(connection) = client.routes.sole_owner().await? else { return Ok(None) };
-        let mut answer = get(&connection, Ticket::Scan(request.clone()).encode().into(), None, transfer).await?;
-        match answer.next().await? {
-            Some(Frame { payload: Payload::Schema(schema), .. }) => Ok(Some(Opened { schema, answer })),
+        let Some(at) = client.routes.sole_owner().await? else { return Ok(None) };
+        let begin = async {
+            let mut answer = get(&at, Ticket::Scan(request.clone()).encode().into(), None, transfer).await?;
+            Ok((answer.next().await?, answer))
+        };
+        match client.routes.unless_lost(&at, begin).await? {
+            (Some(Frame { payload: Payload::Schema(schema), .. }), answer) => Ok(Some(Opened { schema, answer, at })),
             _ => Err(Error::internal("the server's answer does not begin with a schema")),
         }
     };
@@ -42,11 +47,11 @@ pub(crate) fn read(
     stats: Arc<Mutex<Vec<ScanStats>>>,
 ) -> impl Stream<Item = Result<RecordBatch>> + Send {
     async_stream::try_stream! {
-        let Opened { schema, mut answer } = opened;
+        let Opened { schema, mut answer, mut at } = opened;
         let mut has_delivered = false;
         let mut attempt = 1;
         loop {
-            let error = match answer.next().await {
+            let error = match client.routes.unless_lost(&at, answer.next()).await {
                 Ok(None) => break,
                 Ok(Some(Frame { payload, stats: so_far })) => {
                     if let Some(so_far) = so_far {
@@ -87,7 +92,7 @@ pub(crate) fn read(
             if again.schema.fields() != schema.fields() {
                 Err(overwritten(&request))?;
             }
-            answer = again.answer;
+            (answer, at) = (again.answer, again.at);
         }
     }
 }

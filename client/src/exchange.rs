@@ -120,11 +120,12 @@ impl Inner {
     async fn open(&self) -> Result<Current> {
         let routes = &self.client.routes;
         let open = async {
-            let channel = routes.sole_owner().await?.unwrap_or_else(|| routes.contact()).channel();
+            let server = routes.sole_owner().await?.unwrap_or_else(|| routes.contact());
             let session = Arc::new(Session::default());
             let body = RequestBody::new(Arc::clone(&session), Arc::clone(&self.max_batch));
-            let answers = receive::do_exchange(channel, Body::new(body)).await?;
-            let receiving = tokio::spawn(session::receive(Arc::clone(&session), answers));
+            let begun = routes.unless_lost(&server, receive::do_exchange(server.channel(), Body::new(body))).await;
+            let answers = begun.inspect_err(|error| routes.turn_from(&server, error))?;
+            let receiving = tokio::spawn(session::receive(Arc::clone(&session), answers, Arc::clone(routes), server));
             Ok(Current { session, _receiving: AbortOnDropHandle::new(receiving) })
         };
         open.await.inspect_err(|e| routes.learn_from(e))

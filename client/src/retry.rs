@@ -14,15 +14,18 @@ pub(crate) const MAX_ATTEMPTS: u32 = 3;
 ///
 /// A status with a source was made here, not by the server: the connection broke.
 pub(crate) fn from_status(status: &Status) -> Error {
-    let kind = stated_kind(status).unwrap_or_else(|| match status.code() {
+    if let Some(kind) = stated_kind(status) {
+        return Error::new(kind, status.message()).stated();
+    }
+    let kind = match status.code() {
         Code::Cancelled | Code::Unknown if status.source().is_some() => ErrorKind::Unavailable,
         code => ErrorKind::from_grpc_code(code as i32),
-    });
+    };
     Error::new(kind, status.message())
 }
 
-/// The kind of error that a server of ours states: then it was reached, whatever it could not reach itself.
-pub(crate) fn stated_kind(status: &Status) -> Option<ErrorKind> {
+/// The kind of error that a server of ours states.
+fn stated_kind(status: &Status) -> Option<ErrorKind> {
     let stated = status.metadata().get(ERROR_KIND_METADATA)?.to_str().ok()?;
     ErrorKind::ALL.into_iter().find(|kind| kind.as_str() == stated)
 }

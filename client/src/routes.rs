@@ -62,8 +62,8 @@ pub struct Routes {
     /// By host and port, or path.
     connections: Mutex<HashMap<String, Connection>>,
     lookups: AtomicU64,
-    /// Held while the map is asked for, by all who need it: once for all of them.
-    refreshing: tokio::sync::Mutex<()>,
+    /// Held while the map is asked for, by all who need it: once for all of them. Who failed to tell it, and when.
+    refreshing: tokio::sync::Mutex<Option<(Connection, Instant)>>,
     failed: AtomicU64,
     /// Of those who may be asked what any server can tell: the one that answers, as far as is known.
     contact: AtomicUsize,
@@ -330,14 +330,22 @@ impl Routes {
         self.refresh().await
     }
 
-    /// The map of a server that says that a slot has moved since that of `epoch`, unless a newer one has come meanwhile.
+    /// The map of a server that says that a slot has moved since that of `epoch`, unless a newer one has come meanwhile. One that does
+    /// not tell it is left to say nothing: others wait for the map as well.
     pub(crate) async fn follow(&self, server: &Connection, epoch: Option<u64>) -> Result<()> {
-        let _one = self.refreshing.lock().await;
+        let asked_at = Instant::now();
+        let mut failed = self.refreshing.lock().await;
         let is_newer = |known: &Known| !known.is_stale && epoch.is_some_and(|epoch| known.map.epoch() > epoch);
         if lock(&self.map).as_ref().is_some_and(is_newer) {
             return Ok(());
         }
-        self.refresh_from(server).await.map(drop)
+        let silent = || Error::new(ErrorKind::Unavailable, "the server says that a slot has moved, and not where to");
+        if failed.as_ref().is_some_and(|(at, since)| at.is(server) && *since >= asked_at) {
+            return Err(silent());
+        }
+        let told = tokio::time::timeout(SILENCE, self.refresh_from(server)).await.unwrap_or_else(|_| Err(silent()));
+        *failed = told.is_err().then(|| (server.clone(), Instant::now()));
+        told.map(drop)
     }
 
     /// The slot map, which replaces an older one, of the first server that tells it. One that takes its time is not waited for alone.
@@ -398,17 +406,17 @@ impl Routes {
         if error.kind == ErrorKind::Unavailable {
             self.failed.fetch_add(1, Ordering::Relaxed);
         }
-        if matches!(error.kind, ErrorKind::Moved | ErrorKind::Unavailable)
+        if (error.kind == ErrorKind::Moved || error.is_unreached())
             && let Some(known) = lock(&self.map).as_mut()
         {
             known.is_stale = true;
-            known.is_doubted |= error.kind == ErrorKind::Unavailable;
+            known.is_doubted |= error.is_unreached();
         }
     }
 
     /// Asks another from now on what any server can tell, if the one that was asked could not be reached.
     pub(crate) fn turn_from(&self, contact: &Connection, error: &Error) {
-        if error.kind == ErrorKind::Unavailable && self.contact().is(contact) {
+        if error.is_unreached() && self.contact().is(contact) {
             self.contact.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -457,13 +465,28 @@ impl Routes {
         Ok(connection)
     }
 
+    /// Anyone but one server, where there are others.
+    pub(crate) fn anyone_but(&self, server: &Connection) -> Option<Connection> {
+        self.contacts().into_iter().find(|contact| !contact.is(server))
+    }
+
     /// What a server answers. Where it says nothing for long, whether the cluster has lost it is asked: a server that is stopped does not tell.
     pub(crate) async fn unless_lost<T>(&self, server: &Connection, answer: impl Future<Output = Result<T>>) -> Result<T> {
+        self.unless_lost_while(server, || true, answer).await
+    }
+
+    /// The same, as long as there is something that the server has to say.
+    pub(crate) async fn unless_lost_while<T>(
+        &self,
+        server: &Connection,
+        is_awaited: impl Fn() -> bool,
+        answer: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         let mut answer = pin!(answer);
         loop {
             let silence = pin!(async {
                 tokio::time::sleep(SILENCE).await;
-                self.has_lost(server).await
+                is_awaited() && self.has_lost(server).await
             });
             match select(answer.as_mut(), silence).await {
                 Either::Left((answer, _)) => return answer,
@@ -499,7 +522,46 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use futures::future::join_all;
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    /// Routes that know of a server that takes connections and says nothing.
+    async fn mute() -> (TcpListener, Routes, Connection) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("grpc://{}", listener.local_addr().unwrap());
+        let routes = Routes::new("grpc://127.0.0.1:1").unwrap();
+        let map = SlotMap::single(1, Node { id: "a".to_owned(), uri: Some(uri), ..Node::default() });
+        let server = routes.connection(&map, &map.nodes()[0]).unwrap();
+        *lock(&routes.map) = Some(Known { map: Arc::new(map), is_stale: false, is_doubted: false });
+        (listener, routes, server)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_say_where_a_slot_went_is_asked_once_and_not_for_long() {
+        let (_listener, routes, server) = mute().await;
+        let began = Instant::now();
+        let told = join_all((0..30).map(|_| routes.follow(&server, Some(1)))).await;
+        assert!(told.into_iter().all(|told| told.is_err_and(|error| error.is_unreached())));
+        assert!(began.elapsed() <= SILENCE + Duration::from_millis(100), "{:?}", began.elapsed());
+        assert_eq!(routes.lookups(), 1);
+        // Who is told later asks again.
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(routes.follow(&server, Some(1)).await.is_err());
+        assert_eq!(routes.lookups(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_of_whom_nothing_is_awaited_may_be_silent() {
+        let (_listener, routes, server) = mute().await;
+        let later = async {
+            tokio::time::sleep(Duration::from_mins(1)).await;
+            Ok(7)
+        };
+        assert_eq!(routes.unless_lost_while(&server, || false, later).await, Ok(7));
+        assert_eq!(routes.lookups(), 0);
+    }
 
     #[tokio::test]
     async fn answers_are_spread_over_lanes() {

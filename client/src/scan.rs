@@ -160,7 +160,9 @@ pub(crate) async fn plan(client: &Client, request: &ScanRequest) -> Result<Fligh
         if error.kind != ErrorKind::Unavailable {
             return Err(error);
         }
-        server.doubt();
+        if error.is_unreached() {
+            server.doubt();
+        }
         failed = Some(error);
     }
     Err(failed.unwrap_or_else(|| Error::internal("there is nobody to plan a scan")))

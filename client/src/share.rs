@@ -124,12 +124,19 @@ pub(crate) fn read(client: Client, share: Share, transfer: Transfer) -> impl Str
         let mut delivered = Delivered::default();
         let (mut attempt, mut moves) = (1, 0);
         let mut since = Instant::now();
-        let mut avoid: Option<Connection> = None;
+        let (mut avoid, mut storeless): (Option<Connection>, Option<Connection>) = (None, None);
         loop {
-            let owners = match share.slot {
+            let mut owners = match share.slot {
                 Some(slot) => client.routes.owners(slot).await,
                 None => Ok(client.routes.anyone()),
             };
+            // Where the only owner cannot reach the store, somebody else may.
+            if let (Ok(owners), Some(at)) = (&mut owners, storeless.take())
+                && owners.connections.iter().all(|owner| owner.is(&at))
+                && let Some(other) = client.routes.anyone_but(&at)
+            {
+                *owners = Owners { connections: vec![other], epoch: None, ..*owners };
+            }
             let epoch = owners.as_ref().ok().and_then(|owners| owners.epoch).filter(|_| moves < MAX_MOVES);
             let (known, mut passed_over, mut versions) = (delivered.rows, 0, 0);
             let begun = match &owners {
@@ -169,7 +176,11 @@ pub(crate) fn read(client: Client, share: Share, transfer: Transfer) -> impl Str
             let Failed { error, at } = failed;
             let may_go_on = delivered.rows == 0 || share.is_of_rows && delivered.versions != 0;
             let may_retry = may_go_on && error.kind.is_retryable() && error.kind != ErrorKind::Changed;
-            let is_patient = owners.as_ref().map_or(true, |owners| owners.are_of_many) && since.elapsed() < PATIENCE;
+            let is_unavailable = error.kind == ErrorKind::Unavailable;
+            let lacks_store = is_unavailable && error.is_stated;
+            // The cluster notices that a server is gone, and not that the store is.
+            let is_patient =
+                owners.as_ref().map_or(true, |owners| owners.are_of_many) && since.elapsed() < PATIENCE && !lacks_store;
             match (&at, error.kind) {
                 (Some(at), ErrorKind::Moved) => {
                     moves += 1;
@@ -183,8 +194,7 @@ pub(crate) fn read(client: Client, share: Share, transfer: Transfer) -> impl Str
             if let Some(at) = &at && share.slot.is_none() {
                 client.routes.turn_from(at, &error);
             }
-            let is_gone = error.kind == ErrorKind::Unavailable;
-            if let Some(at) = at.as_ref().filter(|_| is_gone) {
+            if let Some(at) = at.as_ref().filter(|_| error.is_unreached()) {
                 at.doubt();
             }
             if !may_retry || (attempt >= MAX_ATTEMPTS && !is_patient) {
@@ -193,7 +203,8 @@ pub(crate) fn read(client: Client, share: Share, transfer: Transfer) -> impl Str
             }
             // Another owner may be asked at once.
             let has_other = owners.is_ok_and(|owners| owners.connections.len() > 1) && avoid.is_none();
-            avoid = at.filter(|_| is_gone);
+            storeless = at.clone().filter(|_| lacks_store);
+            avoid = at.filter(|_| is_unavailable);
             attempt += 1;
             if avoid.is_none() || !has_other {
                 back_off(attempt).await;

@@ -6,7 +6,7 @@ use arrow::array::RecordBatch;
 use arrow_flight::sql::{CommandStatementQuery, ProstMessageExt as _};
 use arrow_flight::{FlightDescriptor, FlightInfo, Ticket};
 use flightcache_proto::{Error, ErrorKind, Result, ScanStats};
-use futures::{Stream, StreamExt as _};
+use futures::{Stream, StreamExt as _, TryFutureExt as _};
 use prost::Message as _;
 
 use crate::client::Client;
@@ -29,8 +29,10 @@ pub(crate) async fn send(client: &Client, statement: String) -> Result<ScanStrea
 async fn plan(client: &Client, command: &[u8]) -> Result<FlightInfo> {
     let descriptor = FlightDescriptor::new_cmd(command.to_vec());
     let server = client.routes.contact();
-    let info = flight(server.channel()).get_flight_info(descriptor).await;
-    info.map(tonic::Response::into_inner).map_err(|e| from_status(&e)).inspect_err(|e| client.routes.turn_from(&server, e))
+    let mut flight = flight(server.channel());
+    let asked = flight.get_flight_info(descriptor).map_err(|e| from_status(&e));
+    let info = client.routes.unless_lost(&server, asked).await;
+    info.map(tonic::Response::into_inner).inspect_err(|e| client.routes.turn_from(&server, e))
 }
 
 /// Reads all endpoints in order. A statement may change something: it is not sent again.
@@ -42,8 +44,11 @@ fn read(client: Client, info: FlightInfo, stats: Arc<Mutex<Vec<ScanStats>>>) -> 
                 Err(Error::internal(format!("endpoint {index} has no ticket")))?;
                 return;
             };
-            let mut answer = receive::get(&client.routes.contact(), ticket, None, Transfer::Arrow).await?;
-            while let Some(frame) = answer.next().await? {
+            let server = client.routes.contact();
+            let turn = |error: &Error| client.routes.turn_from(&server, error);
+            let begun = client.routes.unless_lost(&server, receive::get(&server, ticket, None, Transfer::Arrow)).await;
+            let mut answer = begun.inspect_err(turn)?;
+            while let Some(frame) = client.routes.unless_lost(&server, answer.next()).await.inspect_err(turn)? {
                 if let Some(so_far) = frame.stats {
                     let mut stats = stats.lock().unwrap_or_else(PoisonError::into_inner);
                     stats.resize(index + 1, ScanStats::default());

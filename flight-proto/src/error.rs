@@ -95,13 +95,22 @@ impl ErrorKind {
 }
 
 /// An error of any Flightcache crate: a kind, and a message that names the object and the cause.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
     /// What the caller should do.
     pub kind: ErrorKind,
     /// For people: names the object, the range and the cause; never a credential.
     pub message: String,
+    /// A server stated it: it was reached, whatever it could not reach itself.
+    pub is_stated: bool,
+}
+
+/// Whoever says it, it is the same.
+impl PartialEq for Error {
+    fn eq(&self, other: &Self) -> bool {
+        (self.kind, &self.message) == (other.kind, &other.message)
+    }
 }
 
 /// Shorthand for results with [`struct@Error`].
@@ -110,7 +119,18 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `kind` with `message`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), is_stated: false }
+    }
+
+    /// The same as a server stated it.
+    #[must_use]
+    pub fn stated(self) -> Self {
+        Self { is_stated: true, ..self }
+    }
+
+    /// Whether no server answered.
+    pub fn is_unreached(&self) -> bool {
+        self.kind == ErrorKind::Unavailable && !self.is_stated
     }
 
     /// Shorthand for [`ErrorKind::InvalidRequest`].

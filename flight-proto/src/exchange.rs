@@ -248,9 +248,9 @@ impl Failure {
         Self { tag, kind: error.kind, message: error.message }
     }
 
-    /// What went wrong.
+    /// What went wrong, as the server states it.
     pub fn into_error(self) -> Error {
-        Error::new(self.kind, self.message)
+        Error::new(self.kind, self.message).stated()
     }
 }
 

@@ -36,7 +36,7 @@ impl Failure {
     /// For readers of the C stream, who learn of errors by a text and a number only.
     pub(crate) fn into_arrow(self) -> ArrowError {
         match self {
-            Self::Cache(Error { kind, message }) => {
+            Self::Cache(Error { kind, message, .. }) => {
                 ArrowError::IoError(format!("{}: {message}", kind.as_str()), std::io::Error::other(message))
             }
             Self::Python(error) => ArrowError::ExternalError(Box::new(error)),

@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 
 use super::RowTemplate;
 use crate::receive::{Answer, Decoder, Message, Payload};
+use crate::routes::{Connection, Routes};
 
 /// Bytes of requests that are gathered for one message, unless a single one takes more.
 const TARGET_MESSAGE_BYTES: usize = 1 << 20;
@@ -337,10 +338,12 @@ impl Session {
 }
 
 /// Receives a stream's answers until it ends.
-pub(super) async fn receive(session: Arc<Session>, mut answers: Answer) {
+pub(super) async fn receive(session: Arc<Session>, mut answers: Answer, routes: Arc<Routes>, server: Connection) {
     let mut schemas = HashMap::new();
     let error = loop {
-        match answers.next_message().await {
+        // Of whom nothing is asked, nothing is to be heard.
+        let is_awaited = || !session.lock().waiting.is_empty();
+        match routes.unless_lost_while(&server, is_awaited, answers.next_message()).await {
             Ok(Some(message)) => {
                 if let Err(error) = session.deliver(&message, &mut schemas) {
                     break error;
@@ -352,6 +355,7 @@ pub(super) async fn receive(session: Arc<Session>, mut answers: Answer) {
             Err(error) => break error,
         }
     };
+    routes.turn_from(&server, &error);
     session.fail(&error);
 }
 

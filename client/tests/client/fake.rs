@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use arrow_flight::{
     HandshakeResponse, PollInfo, PutResult, Result as ActionResult, SchemaResult, Ticket,
 };
 use bytes::Bytes;
+use flightcache::action::{Evicted, Stats};
 use flightcache::{Client, ErrorKind, ScanRequest, ScanStats, SlotMap, action};
 use flightcache_proto::error::ERROR_KIND_METADATA;
 use flightcache_proto::route::{ANSWERS_HEADER, EPOCH_HEADER};
@@ -58,6 +60,7 @@ pub(crate) struct Counts {
     pub(crate) gets: Vec<String>,
     /// The epoch that each of them named.
     pub(crate) epochs: Vec<Option<u64>>,
+    pub(crate) exchanges: usize,
     /// Streams of `DoGet` that are open.
     pub(crate) open: usize,
     /// Streams that were dropped before their script's end.
@@ -79,6 +82,16 @@ struct State {
     counts: watch::Sender<Counts>,
     /// Other answers that it says it sends.
     answers_beside: Mutex<Option<u64>>,
+    /// It answers nothing any more, as one that is stopped.
+    stands_still: AtomicBool,
+}
+
+impl State {
+    async fn answers(&self) {
+        if self.stands_still.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 /// A scripted server on a port of its own.
@@ -176,6 +189,10 @@ impl Fake {
 
     pub(crate) fn tell_answers_beside(&self, answers: u64) {
         *self.state.answers_beside.lock().unwrap() = Some(answers);
+    }
+
+    pub(crate) fn stand_still(&self) {
+        self.state.stands_still.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -277,6 +294,11 @@ pub(crate) fn failure(kind: ErrorKind, message: &str) -> Status {
     status
 }
 
+/// The end of a connection, as it looks here: nobody states anything.
+pub(crate) fn gone(message: &str) -> Status {
+    Status::new(Code::Unavailable, message)
+}
+
 struct Service(Arc<State>);
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -297,12 +319,15 @@ impl FlightService for Service {
     type DoExchangeStream = Frames<FlightData>;
 
     async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Answer<FlightInfo> {
-        let request = ScanRequest::parse(&request.into_inner().cmd).unwrap();
+        self.0.answers().await;
+        // A statement is none.
+        let request = ScanRequest::parse(&request.into_inner().cmd).unwrap_or_default();
         self.0.counts.send_modify(|counts| counts.plans.push(request));
         self.0.plans.lock().unwrap().next("plan")?.map(Response::new)
     }
 
     async fn do_get(&self, request: Request<Ticket>) -> Answer<Self::DoGetStream> {
+        self.0.answers().await;
         let epoch = request.metadata().get(EPOCH_HEADER).map(|epoch| epoch.to_str().unwrap().parse().unwrap());
         let ticket = String::from_utf8(request.into_inner().ticket.into()).unwrap();
         let steps = self.0.gets.lock().unwrap().entry(ticket.clone()).or_default().next(&format!("DoGet of {ticket:?}"));
@@ -351,14 +376,22 @@ impl FlightService for Service {
     }
 
     async fn do_action(&self, request: Request<Action>) -> Answer<Self::DoActionStream> {
-        assert_eq!(request.get_ref().r#type, action::SLOT_MAP);
-        self.0.counts.send_modify(|counts| counts.maps += 1);
-        let body = self.0.maps.lock().unwrap().next("slot map")??;
+        self.0.answers().await;
+        let body = match &*request.get_ref().r#type {
+            action::SLOT_MAP => {
+                self.0.counts.send_modify(|counts| counts.maps += 1);
+                self.0.maps.lock().unwrap().next("slot map")??
+            }
+            action::STATS => Some(serde_json::to_vec(&Stats::default()).unwrap().into()),
+            action::EVICT => Some(serde_json::to_vec(&Evicted::default()).unwrap().into()),
+            _ => return unexpected(),
+        };
         Ok(Response::new(futures::stream::iter(body.map(|body| Ok(ActionResult { body }))).boxed()))
     }
 
     async fn list_flights(&self, _: Request<Criteria>) -> Answer<Self::ListFlightsStream> {
-        unexpected()
+        self.0.answers().await;
+        Ok(Response::new(futures::stream::empty().boxed()))
     }
 
     async fn get_schema(&self, _: Request<FlightDescriptor>) -> Answer<SchemaResult> {
@@ -381,7 +414,10 @@ impl FlightService for Service {
         unexpected()
     }
 
+    /// Begins, and answers nothing.
     async fn do_exchange(&self, _: Request<Streaming<FlightData>>) -> Answer<Self::DoExchangeStream> {
-        unexpected()
+        self.0.answers().await;
+        self.0.counts.send_modify(|counts| counts.exchanges += 1);
+        Ok(Response::new(futures::stream::pending().boxed()))
     }
 }

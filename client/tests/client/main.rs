@@ -5,3 +5,4 @@ mod fake;
 mod owners;
 mod routes;
 mod scans;
+mod stopped;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use flightcache::{Client, Error, ErrorKind};
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Barrier, Notify};
 
-use crate::fake::{Fake, HIGH, Step, URL, endpoint, failure, halves, plan, rows, shared, then, values, versioned, whole};
+use crate::fake::{Fake, HIGH, Step, URL, endpoint, failure, gone, halves, plan, rows, shared, then, values, versioned, whole};
 
 /// Two servers that both own the upper half, and a client of the first, whose plans are one share there.
 async fn two() -> (Fake, Fake, Client) {
@@ -31,7 +31,51 @@ async fn read(client: &Client) -> (Vec<i64>, Option<Error>) {
 }
 
 fn broken() -> Step {
-    Step::Fail(failure(ErrorKind::Unavailable, "killed"))
+    Step::Fail(gone("killed"))
+}
+
+fn without_store() -> Step {
+    Step::Fail(failure(ErrorKind::Unavailable, "the store does not answer"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_one_owner_cannot_reach_the_store_another_may() {
+    let (low, high, client) = two().await;
+    high.answer_get("a", vec![without_store()]);
+    low.answer_get("a", rows([1, 2]));
+    assert_eq!(read(&client).await, (vec![1, 2], None));
+    assert_eq!((high.counts().gets.len(), low.counts().gets.len(), low.counts().maps), (1, 1, 1), "the map is right");
+    // It is not held against it.
+    assert_eq!(read(&client).await, (vec![1, 2], None));
+    assert_eq!(high.counts().gets.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_only_owner_cannot_reach_the_store_somebody_else_may() {
+    let (low, high) = (Fake::start().await, Fake::start().await);
+    low.answer_map(&halves(1, Some(low.uri()), Some(high.uri())));
+    low.answer_plan(Ok(plan([endpoint("a", HIGH, 1)])));
+    high.answer_get("a", then(versioned(7, [1]), without_store()));
+    low.answer_get("a", versioned(7, [1, 2]));
+    assert_eq!(read(&low.connect().await).await, (vec![1, 2], None));
+    assert_eq!((high.counts().epochs, low.counts().epochs), (vec![Some(1)], vec![None]), "it is told that no slot is meant");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_gone_is_not_waited_for() {
+    for both_own in [false, true] {
+        let (low, high) = (Fake::start().await, Fake::start().await);
+        let map = if both_own { shared } else { halves };
+        low.answer_map(&map(1, Some(low.uri()), Some(high.uri())));
+        low.answer_plan(Ok(plan([endpoint("a", HIGH, 1)])));
+        for fake in [&low, &high] {
+            fake.answer_get("a", vec![without_store()]);
+        }
+        let (delivered, error) = read(&low.connect().await).await;
+        assert_eq!((delivered, error.unwrap().kind), (vec![], ErrorKind::Unavailable));
+        assert_eq!((high.counts().gets.len(), low.counts().gets.len()), (2, 1));
+        assert_eq!(low.counts().maps, 1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -204,7 +248,7 @@ async fn any_server_tells_the_map_when_the_seed_is_gone() {
     let (seed, low) = (Fake::start().await, Fake::start().await);
     seed.answer_map(&halves(1, Some(low.uri()), Some(low.uri())));
     low.answer_map(&halves(2, Some(low.uri()), Some(low.uri())));
-    seed.answer_map_with(Err(failure(ErrorKind::Unavailable, "killed")));
+    seed.answer_map_with(Err(gone("killed")));
     let client = seed.connect().await;
     assert_eq!(client.slot_map().await.unwrap().epoch(), 2);
     assert_eq!(client.slot_map().await.unwrap().epoch(), 2);
@@ -228,4 +272,24 @@ async fn the_owner_that_says_it_has_less_to_do_is_asked() {
         read(&client).await;
     }
     assert_eq!((high.counts().gets.len(), low.counts().gets.len()), (2, 4));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_map_is_fetched_once_for_all_shares_that_moved() {
+    let (seed, low, high) = (Fake::start().await, Fake::start().await, Fake::start().await);
+    seed.answer_map(&halves(1, Some(low.uri()), Some(low.uri())));
+    low.answer_map(&halves(2, Some(low.uri()), Some(high.uri())));
+    let shares = ["0", "1", "2", "3"];
+    low.answer_plan(Ok(plan(shares.map(|share| endpoint(share, HIGH, 1)))));
+    // All four are told at the same time.
+    let all = Arc::new(Barrier::new(shares.len()));
+    for (value, share) in shares.iter().enumerate() {
+        let moved = Step::Fail(failure(ErrorKind::Moved, "not here"));
+        low.answer_get(share, vec![Step::Meet(Arc::clone(&all)), moved]);
+        high.answer_get(share, rows([value as i64]));
+    }
+    let client = seed.connect().await;
+    assert_eq!(read(&client).await, (vec![0, 1, 2, 3], None));
+    assert_eq!((low.counts().maps, client.route_lookups()), (1, 2));
+    assert_eq!((low.counts().gets.len(), high.counts().gets.len()), (4, 4));
 }

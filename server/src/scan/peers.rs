@@ -27,7 +27,7 @@ use std::time::Duration;
 use flightcache::peer::Peer;
 use flightcache_proto::action::{self, Evicted, MAX_RENEWED, Renewed, UrlRequest};
 use flightcache_proto::{Error, ErrorKind, Node, ObjectShare, Part, PeerAsk, Result, Slot, SlotMap, Ticket};
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -170,6 +170,15 @@ impl Engine {
         }
     }
 
+    /// What another server answers, which is not waited for once the cluster has lost it.
+    async fn unless_lost<T>(&self, node: &Node, answer: impl Future<Output = Result<T>>) -> Result<T> {
+        let is_lost = self.cluster.until(|map| !map.nodes().iter().any(|other| other.id == node.id));
+        tokio::select! {
+            answer = answer => answer,
+            _ = is_lost => Err(Error::new(ErrorKind::Unavailable, format!("node {} is gone", node.id))),
+        }
+    }
+
     /// Sends an action to all other servers; what each answered.
     async fn tell_peers(&self, action: &str, body: &[u8]) -> Vec<(Node, Result<Vec<bytes::Bytes>>)> {
         let (map, me) = (self.slot_map(), self.cluster.node_id());
@@ -179,7 +188,7 @@ impl Engine {
             async move {
                 let stalled = |_| Error::new(ErrorKind::Unavailable, format!("node {} did not answer within {STALL:?}", node.id));
                 let act = async { way?.peer.act(action, body.to_vec()).await };
-                let answer = timeout(STALL, act).await.map_err(stalled).and_then(|answer| answer);
+                let answer = self.unless_lost(&node, timeout(STALL, act).map(|answer| answer.map_err(stalled).flatten())).await;
                 (node, answer)
             }
         });

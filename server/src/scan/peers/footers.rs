@@ -57,11 +57,7 @@ impl Engine {
         let map = self.slot_map();
         let request = FooterRequest { url: url.to_owned(), version: wanted.version, max_age_ms };
         for node in self.who_may_have_footer(url, row_group, &map) {
-            let is_lost = self.cluster.until(|map| !map.nodes().iter().any(|other| other.id == node.id));
-            let told = tokio::select! {
-                told = self.pull_footer(&node, &map, &request) => told,
-                _ = is_lost => Err(Error::new(ErrorKind::Unavailable, format!("node {} is gone", node.id))),
-            };
+            let told = self.unless_lost(&node, self.pull_footer(&node, &map, &request)).await;
             let outcome = told.as_ref().err().map_or("ok", |error| error.kind.as_str());
             self.metrics.peer_pulls.with_label_values(&["footer", outcome]).inc();
             match told {

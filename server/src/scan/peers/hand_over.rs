@@ -32,16 +32,16 @@ impl Engine {
             return false;
         }
         let Some(ticket) = ticket(group, columns, PeerAsk::Warm, map.epoch()) else { return false };
+        let owner = map.owner(slot);
         let warm = async {
-            let mut answer =
-                self.peers.way(map.owner(slot), &map)?.peer.chunks(ticket.encode().into(), PeerAsk::Warm, false).await?;
+            let mut answer = self.peers.way(owner, &map)?.peer.chunks(ticket.encode().into(), PeerAsk::Warm, false).await?;
             let mut stats = ScanStats::default();
             while let Some(frame) = answer.next().await? {
                 stats = frame.stats.unwrap_or(stats);
             }
             Ok::<_, Error>(stats)
         };
-        let Ok(Ok(stats)) = timeout(WARM_PATIENCE, warm).await else { return false };
+        let Ok(Ok(stats)) = timeout(WARM_PATIENCE, self.unless_lost(owner, warm)).await else { return false };
         group.meter.add(&stats);
         true
     }

@@ -67,12 +67,7 @@ impl Engine {
         }
         let Some((node, ask)) = self.whom_to_ask(slot, &map).filter(may_ask) else { return Ok(HashMap::new()) };
         let Some(ticket) = ticket(group, columns, ask, map.epoch()) else { return Ok(HashMap::new()) };
-        // One that the cluster has lost is not waited for.
-        let is_lost = self.cluster.until(|map| !map.nodes().iter().any(|other| other.id == node.id));
-        let pulled = tokio::select! {
-            pulled = self.pull(group, columns, (&node, &map), ask, ticket, transit) => pulled,
-            _ = is_lost => Err(Error::new(ErrorKind::Unavailable, format!("node {} is gone", node.id))),
-        };
+        let pulled = self.unless_lost(&node, self.pull(group, columns, (&node, &map), ask, ticket, transit)).await;
         let outcome = match &pulled {
             Ok(_) => "ok",
             Err(error) => error.kind.as_str(),
