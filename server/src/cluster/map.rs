@@ -13,6 +13,8 @@ use super::view::{Published, View};
 
 /// How long it is remembered from whom a slot came: what is not asked for within this time was not hot.
 const REMEMBERED: Duration = Duration::from_mins(10);
+/// Nodes that a slot is remembered to have come from.
+const MAX_FORMER: usize = 3;
 /// Epochs are smaller, so that every JSON reader has them whole.
 pub(super) const MAX_EPOCH: u64 = 1 << 53;
 
@@ -59,10 +61,10 @@ impl Epoch {
     }
 }
 
-/// From whom a slot came.
-#[derive(Clone, Copy, Debug)]
+/// From whom a slot came, the last owner first.
+#[derive(Clone, Debug)]
 struct Former {
-    owner: Uuid,
+    owners: Arc<[Uuid]>,
     until: Instant,
 }
 
@@ -88,20 +90,20 @@ impl Current {
         for slot in (0..SLOT_COUNT).filter_map(|slot| Slot::try_from(slot).ok()).filter(|&slot| owns(slot)) {
             let known = self.former.get(&slot.get()).filter(|former| former.until > now);
             let found = if owned(slot) {
-                known.copied()
+                known.cloned()
             } else {
-                from_whom(&before, &after, slot, me, ranking).map(|owner| Former { owner, until: now + REMEMBERED })
+                Some(Former { owners: from_whom(&before, &after, slot, me, ranking).into(), until: now + REMEMBERED })
             };
-            former.extend(found.map(|found| (slot.get(), found)));
+            former.extend(found.filter(|found| !found.owners.is_empty()).map(|found| (slot.get(), found)));
         }
         Self { map: Arc::clone(&map), former }
     }
 
-    /// The node that owned a slot before this one came to, as long as it is remembered and there.
-    pub(super) fn previous_owner(&self, slot: Slot, now: Instant) -> Option<Node> {
-        let former = self.former.get(&slot.get()).filter(|former| former.until > now)?;
-        let id = former.owner.to_string();
-        self.map.nodes().iter().find(|node| node.id == id).cloned()
+    /// The nodes that owned a slot before this one came to, the last first, as long as that is remembered and they are there.
+    pub(super) fn previous_owners(&self, slot: Slot, now: Instant) -> Vec<Node> {
+        let former = self.former.get(&slot.get()).filter(|former| former.until > now);
+        let ids = former.iter().flat_map(|former| &*former.owners).map(Uuid::to_string);
+        ids.filter_map(|id| self.map.nodes().iter().find(|node| node.id == id).cloned()).collect()
     }
 }
 
@@ -126,6 +128,12 @@ impl<'a> Nodes<'a> {
         self.node(uuid).is_some_and(|node| node.state != NodeState::Joining)
     }
 
+    /// Whether a node had not been there for long when another one came, as far as their clocks tell.
+    fn is_newcomer(&self, uuid: Uuid, when: Uuid) -> bool {
+        let started = |uuid| self.node(uuid).map_or(0, |node| node.incarnation);
+        started(uuid).saturating_add(REMEMBERED.as_millis() as u64) > started(when)
+    }
+
     /// Tells which slots a node owns.
     fn slots_of(&self, uuid: Uuid) -> impl Fn(Slot) -> bool {
         let index = self.indexes.get(&uuid).filter(|_| self.is_in(uuid));
@@ -133,12 +141,24 @@ impl<'a> Nodes<'a> {
     }
 }
 
-/// The best owner that the slot had and that is still there. A node that joins and did not know the owners takes the best other one for
-/// it, which is who had the slot before.
-fn from_whom(before: &Nodes<'_>, after: &Nodes<'_>, slot: Slot, me: Uuid, ranking: &Ranking) -> Option<Uuid> {
+/// The best owner that the slot had and that is still there. A node that joins did not see who had it earlier: that is whom the ranking
+/// names next, if the owner has not been there for long either, and may not have what is hot of it.
+fn from_whom(before: &Nodes<'_>, after: &Nodes<'_>, slot: Slot, me: Uuid, ranking: &Ranking) -> Vec<Uuid> {
     let uuids = before.map.owners(slot).filter_map(|node| Uuid::try_parse(&node.id).ok());
-    let had = uuids.filter(|&uuid| uuid != me && before.is_in(uuid)).find(|&uuid| after.node(uuid).is_some());
-    had.or_else(|| if before.is_in(me) { None } else { ranking.best(slot.get()).find(|&uuid| uuid != me) })
+    let mut had = uuids.filter(|&uuid| uuid != me && before.is_in(uuid)).filter(|&uuid| after.node(uuid).is_some());
+    let mut owners: Vec<Uuid> = had.next().into_iter().collect();
+    if before.is_in(me) {
+        return owners;
+    }
+    for uuid in ranking.best(slot.get()).filter(|&uuid| uuid != me) {
+        if !owners.contains(&uuid) {
+            owners.push(uuid);
+        }
+        if owners.len() == MAX_FORMER || !after.is_newcomer(uuid, me) {
+            break;
+        }
+    }
+    owners
 }
 
 /// The slot map of a view whose owners are ranked.

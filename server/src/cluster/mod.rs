@@ -179,10 +179,10 @@ impl Cluster {
         }
     }
 
-    /// The node that owned a slot before this one came to own it, as long as that is not long ago and it is still there: what it has
-    /// of the slot need not be read again.
-    pub fn previous_owner(&self, slot: Slot) -> Option<Node> {
-        self.told.current.borrow().previous_owner(slot, Instant::now())
+    /// The nodes that owned a slot before this one came to own it, the last first, as long as that is not long ago and they are still there:
+    /// what they have of the slot need not be read again.
+    pub fn previous_owners(&self, slot: Slot) -> Vec<Node> {
+        self.told.current.borrow().previous_owners(slot, Instant::now())
     }
 
     /// This node's server serves from now on: it may own slots.

@@ -91,16 +91,16 @@ impl Engine {
         Err(moved(slot, &map))
     }
 
-    /// Whom to ask for chunks of a slot, and what for.
-    fn whom_to_ask(&self, slot: Slot, map: &SlotMap) -> Option<(Node, PeerAsk)> {
-        if map.nodes().len() < 2 {
-            return None;
-        }
+    /// Whom to ask for chunks of a slot, one after the other, and what for.
+    fn whom_to_ask(&self, slot: Slot, map: &SlotMap) -> (Vec<Node>, PeerAsk) {
         let preferred = map.owner(slot);
-        if preferred.id == self.cluster.node_id() {
-            return self.cluster.previous_owner(slot).map(|node| (node, PeerAsk::Resident));
+        if map.nodes().len() < 2 {
+            (Vec::new(), PeerAsk::Resident)
+        } else if preferred.id == self.cluster.node_id() {
+            (self.cluster.previous_owners(slot), PeerAsk::Resident)
+        } else {
+            (vec![preferred.clone()], PeerAsk::Load)
         }
-        Some((preferred.clone(), PeerAsk::Load))
     }
 
     /// Forgets a URL here and, unless that was done already, on all other servers; how much that was. An error names the servers that

@@ -151,6 +151,26 @@ async fn a_join(residency: Residency) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_moves_twice_is_had_of_who_has_it() {
+    for residency in RESIDENCIES {
+        let change = |settings| Settings { residency, ..settings };
+        let mut three = Three::start("twice", change).await;
+        let reader = client(&three.servers[0]).await;
+        assert!(scan(&reader).await.into_iter().eq(0..ROWS));
+        three.store.take_reads();
+        // Nobody asks the first three for anything: whom the slots come from last, has nothing of them.
+        for _ in 0..3 {
+            three.join("twice", change).await;
+        }
+        for _ in 0..2 {
+            assert!(scan(&reader).await.into_iter().eq(0..ROWS));
+        }
+        assert_eq!(three.store.take_reads(), [], "{residency:?}");
+        three.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_joins_plans_by_footers_of_who_had_them() {
     let mut three = Three::start("plans", |settings| settings).await;
     for at in 0..12 {
@@ -448,4 +468,51 @@ async fn a_version_is_validated_by_who_asks_for_it_and_not_by_who_is_asked() {
     let pulled_groups = three.servers[0].engine().metrics().peer_pulls.with_label_values(&["load", "ok"]).get() / 2;
     assert!(pulled_groups > 0 && reads <= 1 + 20 - pulled_groups as usize, "{reads} reads, {pulled_groups} row groups pulled");
     three.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_servers_ask_of_each_other_is_no_heat() {
+    for residency in RESIDENCIES {
+        let three = Three::start("heat", |settings| Settings { residency, ..settings }).await;
+        let touched = |server: &Server| {
+            server.engine().publish_gauges();
+            let map = server.engine().metrics().render().unwrap();
+            let lines = map.lines().filter(|line| line.starts_with("flightcache_slot_touched_bytes_total"));
+            lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>()
+        };
+        assert!(whole(&three.servers[0]).await.into_iter().eq(0..ROWS));
+        assert!(three.servers[0].engine().stats().chunks_pulled > 0);
+        assert!(touched(&three.servers[0]) >= 4.0 * 8.0 * ROWS as f64);
+        for other in &three.servers[1..] {
+            assert!(other.engine().stats().chunks_missed > 0, "it loaded for the first");
+            assert!(touched(other).abs() < f64::EPSILON, "{residency:?}: {}", touched(other));
+        }
+        three.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_ends_when_its_node_is_lost() {
+    let store = Arc::new(TestStore::new());
+    store.put("t.parquet", file(0, ROWS, 10_000, 4)).await;
+    let first = start(&node("lost", &[]), &store).await;
+    // Where it says it is, somebody listens and says nothing.
+    let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("grpc+tcp://{}", mute.local_addr().unwrap());
+    let second = start(&Settings { advertise: Some(uri), ..node("lost", &[&first]) }, &store).await;
+    converged(&[&first, &second]).await;
+    let engine = Arc::clone(first.engine());
+    let lost = async {
+        // Its own row groups are there; what it waits for is all that is left.
+        until("it waits for the other", || engine.stats().in_flight_bytes > 0 && engine.stats().resident_chunks > 0).await;
+        assert!(second.shutdown().await);
+    };
+    let began = tokio::time::Instant::now();
+    let (rows, ()) = tokio::join!(whole(&first), lost);
+    assert!(rows.into_iter().eq(0..ROWS));
+    // A load may take half a minute to begin.
+    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+    assert!(engine.metrics().peer_pulls.with_label_values(&["load", "unavailable"]).get() > 0);
+    drop(engine);
+    assert!(first.shutdown().await);
 }

@@ -33,7 +33,41 @@ fn previous(current: &Current, now: Instant) -> Vec<(Slot, Option<u128>)> {
     let me = uuid(ME).to_string();
     let number = |node: Node| Uuid::try_parse(&node.id).unwrap().as_u128();
     let mine = slots().filter(|&slot| current.map.owners(slot).any(|owner| owner.id == me));
-    mine.map(|slot| (slot, current.previous_owner(slot, now).map(number))).collect()
+    mine.map(|slot| (slot, current.previous_owners(slot, now).into_iter().map(number).next())).collect()
+}
+
+#[test]
+fn a_slot_that_moved_twice_came_from_both() {
+    let now = Instant::now();
+    let minutes = |minutes: u64| 1_000_000 + minutes * 60_000;
+    let since = |node, started| Member { incarnation: minutes(started), ..member(node) };
+    let alone = Current::new(mapped(&View::new([Member { state: NodeState::Joining, ..since(ME, 20) }])));
+    let chains = |members: Vec<Member>| {
+        let view = View::new(members.into_iter().chain([since(ME, 20)]));
+        let joined = follow(&alone, &view, now);
+        let me = uuid(ME).to_string();
+        let mine = slots().filter(|&slot| joined.map.owner(slot).id == me);
+        let ranking = ranked(&view);
+        let owners = mine.map(|slot| {
+            let earlier: Vec<Uuid> = ranking.best(slot.get()).skip(1).collect();
+            let previous = joined.previous_owners(slot, now).into_iter().map(|node| Uuid::try_parse(&node.id).unwrap());
+            (previous.collect::<Vec<_>>(), earlier)
+        });
+        owners.collect::<Vec<_>>()
+    };
+    // Who has been there for long has what is hot.
+    for (previous, earlier) in chains((2..7).map(|node| since(node, 0)).collect()) {
+        assert_eq!(previous, earlier[..1]);
+    }
+    // One that came just before: then who had it before that one as well.
+    let newcomer = uuid(6);
+    for (previous, earlier) in chains((2..6).map(|node| since(node, 0)).chain([since(6, 19)]).collect()) {
+        assert_eq!(previous, earlier[..if earlier[0] == newcomer { 2 } else { 1 }]);
+    }
+    // No more than some, however many came.
+    for (previous, earlier) in chains((2..7).map(|node| since(node, 15)).collect()) {
+        assert_eq!(previous, earlier[..MAX_FORMER]);
+    }
 }
 
 fn state(node: u128, state: NodeState) -> Member {

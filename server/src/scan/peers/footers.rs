@@ -17,8 +17,8 @@ use crate::object::{ObjectRef, Segments};
 use crate::parquet::{Elsewhere, Footers, Told, Wanted};
 use crate::scan::Engine;
 
-/// Servers asked for a footer at most, one after the other,
-const MAX_ASKED: usize = 3;
+/// Servers asked for a footer at most, for each of two slots, one after the other,
+const MAX_ASKED_A_SLOT: usize = 2;
 /// and how long that may take: the store has answered by then, as a rule.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// What a footer is expected to be, before it is known.
@@ -72,13 +72,12 @@ impl Engine {
     fn who_may_have_footer(&self, url: &str, row_group: u32, map: &SlotMap) -> Vec<Node> {
         let mut nodes: Vec<Node> = Vec::new();
         for part in [Part::Footer, Part::RowGroup(row_group)] {
-            if let Some((node, _)) = self.whom_to_ask(Slot::of(url, part), map)
-                && !nodes.iter().any(|known| known.id == node.id)
-            {
-                nodes.push(node);
+            for node in self.whom_to_ask(Slot::of(url, part), map).0.into_iter().take(MAX_ASKED_A_SLOT) {
+                if !nodes.iter().any(|known| known.id == node.id) {
+                    nodes.push(node);
+                }
             }
         }
-        nodes.truncate(MAX_ASKED);
         nodes
     }
 

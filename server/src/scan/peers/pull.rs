@@ -56,35 +56,34 @@ impl Engine {
         }
     }
 
-    async fn try_to_pull(&self, group: &RowGroupRef, columns: &[usize], transit: Reservation) -> Result<Chunks> {
+    async fn try_to_pull(&self, group: &RowGroupRef, columns: &[usize], mut transit: Reservation) -> Result<Chunks> {
         let (slot, map) = (group.slot(), self.slot_map());
+        let (nodes, ask) = self.whom_to_ask(slot, &map);
         // Who is asked to load asks nobody to. What came with the footer need not be asked for.
-        let may_ask = |(_, ask): &(Node, PeerAsk)| {
-            (*ask == PeerAsk::Resident || !group.is_for_peer) && !self.footers.has_whole(&group.footer)
-        };
-        if columns.is_empty() {
+        if (ask != PeerAsk::Resident && group.is_for_peer) || self.footers.has_whole(&group.footer) {
             return Ok(HashMap::new());
         }
-        let Some((node, ask)) = self.whom_to_ask(slot, &map).filter(may_ask) else { return Ok(HashMap::new()) };
-        let Some(ticket) = ticket(group, columns, ask, map.epoch()) else { return Ok(HashMap::new()) };
-        let pulled = self.unless_lost(&node, self.pull(group, columns, (&node, &map), ask, ticket, transit)).await;
-        let outcome = match &pulled {
-            Ok(_) => "ok",
-            Err(error) => error.kind.as_str(),
-        };
-        self.metrics.peer_pulls.with_label_values(&[ask.as_str(), outcome]).inc();
-        match pulled {
-            Ok(chunks) => {
-                self.metrics.peer_chunks.inc_by(chunks.len() as u64);
-                group.meter.pulled(chunks.len() as u64);
-                Ok(chunks)
-            }
-            Err(error) => {
-                let (url, row_group) = (group.footer.object.url(), group.row_group);
-                tracing::debug!(url, row_group, node = node.id, cause = %error, "not from a peer");
-                Err(error)
+        let (mut left, mut chunks, mut failed) = (columns.to_vec(), HashMap::new(), None);
+        for node in nodes {
+            let Some(ticket) = ticket(group, &left, ask, map.epoch()).filter(|_| !left.is_empty()) else { break };
+            let pulled = self.unless_lost(&node, self.pull(group, &left, (&node, &map), ask, ticket, transit.split(0))).await;
+            let outcome = pulled.as_ref().err().map_or("ok", |error| error.kind.as_str());
+            self.metrics.peer_pulls.with_label_values(&[ask.as_str(), outcome]).inc();
+            match pulled {
+                Ok(pulled) => {
+                    self.metrics.peer_chunks.inc_by(pulled.len() as u64);
+                    group.meter.pulled(pulled.len() as u64);
+                    left.retain(|column| !pulled.contains_key(column));
+                    chunks.extend(pulled);
+                }
+                Err(error) => {
+                    let (url, row_group) = (group.footer.object.url(), group.row_group);
+                    tracing::debug!(url, row_group, node = node.id, cause = %error, "not from a peer");
+                    failed = Some(error);
+                }
             }
         }
+        failed.filter(|_| chunks.is_empty()).map_or(Ok(chunks), Err)
     }
 
     async fn pull(
