@@ -293,3 +293,19 @@ async fn the_map_is_fetched_once_for_all_shares_that_moved() {
     assert_eq!((low.counts().maps, client.route_lookups()), (1, 2));
     assert_eq!((low.counts().gets.len(), high.counts().gets.len()), (4, 4));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_map_of_a_part_that_is_lost_is_left() {
+    let (low, high) = (Fake::start().await, Fake::start().await);
+    low.answer_map(&halves(1, Some(low.uri()), Some(high.uri())));
+    low.answer_plan(Ok(plan([endpoint("a", HIGH, 1)])));
+    // It was cut off, took itself for the last one, and told a map of an epoch that the others do not come to for long.
+    high.answer_map(&whole(1_000, &high));
+    high.answer_get("a", vec![Step::Fail(failure(ErrorKind::Moved, "all is mine, as of epoch 1000"))]);
+    high.answer_get("a", vec![broken()]);
+    low.answer_map(&whole(2, &low));
+    low.answer_get("a", rows([7]));
+    let client = low.connect().await;
+    assert_eq!(read(&client).await, (vec![7], None));
+    assert_eq!((high.counts().gets.len(), client.slot_map().await.unwrap().epoch()), (2, 2));
+}

@@ -3,18 +3,27 @@
 //! The peer is a server of its own, over a store of its own, which the one under test takes for the owner of all slots.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
+use arrow_flight::flight_service_client::FlightServiceClient;
+use arrow_flight::flight_service_server::{FlightService, FlightServiceServer};
+use arrow_flight::{
+    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo, HandshakeRequest, HandshakeResponse, PollInfo,
+    PutResult, SchemaResult,
+};
 use bytesize::ByteSize;
-use flightcache::ScanRequest;
+use flightcache::{Client, ScanRequest};
+use flightcache_proto::error::ERROR_KIND_METADATA;
 use flightcache_proto::{Node, SlotMap, Ticket};
 use flightcache_server::admin::{Metrics, ScanMeter};
 use flightcache_server::object::{Freshness, Sources};
 use flightcache_server::scan::Engine;
 use flightcache_server::settings::Residency;
 use flightcache_server::{Server, Settings};
-use futures::TryStreamExt as _;
+use futures::stream::BoxStream;
+use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::GetRange;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -23,6 +32,9 @@ use parquet::file::properties::WriterProperties;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::cluster::node;
 use crate::store::{TestStore, shared};
@@ -31,8 +43,8 @@ use crate::support::{file, settings, until, values};
 const URL: &str = "s3://lake/t.parquet";
 const ROWS: i64 = 40_000;
 
-fn sources(store: &Arc<TestStore>) -> Sources {
-    Sources::default().with_store("s3://lake/", shared(store), Freshness::Immutable).unwrap()
+fn sources(store: &Arc<TestStore>, settings: &Settings) -> Sources {
+    Sources::default().with_store("s3://lake/", shared(store), settings.freshness).unwrap()
 }
 
 /// An engine under test, to which all slots belong to another node.
@@ -49,10 +61,14 @@ impl Asking {
     async fn of(settings: &Settings, owner_uri: String, object: bytes::Bytes) -> Self {
         let store = Arc::new(TestStore::new());
         store.put("t.parquet", object).await;
+        Self::over(settings, owner_uri, store)
+    }
+
+    fn over(settings: &Settings, owner_uri: String, store: Arc<TestStore>) -> Self {
         let node = |id: &str, uri| Node { id: id.to_owned(), uri, ..Node::default() };
         let nodes = vec![node("asking", None), node("owner", Some(owner_uri))];
         let map = SlotMap::from_owners(1, nodes, |_| vec![1]).unwrap();
-        let engine = Engine::new(settings, sources(&store), Arc::new(Metrics::new().unwrap()), map);
+        let engine = Engine::new(settings, sources(&store, settings), Arc::new(Metrics::new().unwrap()), map);
         Self { engine, store }
     }
 
@@ -96,7 +112,11 @@ impl Owner {
     async fn of(settings: Settings, object: bytes::Bytes) -> Self {
         let store = Arc::new(TestStore::new());
         store.put("t.parquet", object).await;
-        let server = Server::start_with(&settings, sources(&store), Arc::new(Metrics::new().unwrap())).await.unwrap();
+        Self::over(&settings, store).await
+    }
+
+    async fn over(settings: &Settings, store: Arc<TestStore>) -> Self {
+        let server = Server::start_with(settings, sources(&store, settings), Arc::new(Metrics::new().unwrap())).await.unwrap();
         Self { server, store }
     }
 
@@ -275,6 +295,130 @@ async fn a_pull_ends_with_the_scan_it_is_for() {
         owner.release();
         assert!(values(&asking.scan().await.unwrap()).into_iter().eq(0..ROWS));
         assert_eq!(asking.engine.stats().chunks_pulled, 16);
+        assert!(owner.server.shutdown().await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_overwritten_is_stale_no_longer_than_its_bound_whoever_knows_it_not() {
+    // Two servers that never hear of each other: one takes the other for the owner of all slots, which takes itself for alone. So
+    // neither is told what the other sees, and what the other knows is asked for all the same.
+    const TTL: Duration = Duration::from_millis(1_500);
+    for residency in [Residency::Arrow, Residency::Parquet] {
+        let settings = Settings { residency, freshness: Freshness::Ttl(TTL), ..settings() };
+        let store = Arc::new(TestStore::new());
+        store.put("t.parquet", file(0, ROWS, 10_000, 4)).await;
+        let of_owner = Settings { residency, freshness: settings.freshness, ..node("split", &[]) };
+        let owner = Owner::over(&of_owner, Arc::clone(&store)).await;
+        let asking = || Asking::over(&settings, owner.uri(), Arc::clone(&store));
+        let alone = Client::connect(&owner.uri().replace("grpc+tcp", "grpc")).await.unwrap();
+        let of_owner = async || values(&alone.scan(URL).send().await.unwrap().collect().await.unwrap());
+        assert!(of_owner().await.into_iter().eq(0..ROWS));
+        let known = asking();
+        let (mut told, mut stale, mut fresh) = (0, 0, 0);
+        assert!(values(&known.scan().await.unwrap()).into_iter().eq(0..ROWS));
+        store.put("t.parquet", file(7, ROWS, 10_000, 4)).await;
+        let overwritten_at = Instant::now();
+        // One that knows it, and one after the other that know nothing.
+        while fresh < 9 {
+            let new = asking();
+            for side in [&known, &new] {
+                let asked_after = overwritten_at.elapsed();
+                let rows = values(&side.scan().await.unwrap());
+                let is_new = rows[0] == 7;
+                assert!(rows.into_iter().eq(if is_new { 7..ROWS + 7 } else { 0..ROWS }), "rows of two versions");
+                assert!(is_new || asked_after < TTL, "{asked_after:?} after it was overwritten");
+                (stale, fresh) = (stale + usize::from(!is_new), fresh + usize::from(asked_after >= TTL));
+            }
+            let asked_after = overwritten_at.elapsed();
+            assert!(of_owner().await[0] == 7 || asked_after < TTL, "{asked_after:?}");
+            told += new.engine.metrics().peer_pulls.with_label_values(&["footer", "ok"]).get();
+        }
+        assert!(told > 0 && stale > 0, "{told} footers were told, {stale} answers were of what was there before");
+        drop(alone);
+        assert!(owner.server.shutdown().await);
+    }
+}
+
+/// Stands between servers, and sends those that ask for chunks away at first.
+struct Between {
+    owner: Channel,
+    moved: AtomicUsize,
+}
+
+#[tonic::async_trait]
+impl FlightService for Between {
+    type HandshakeStream = BoxStream<'static, Result<HandshakeResponse, Status>>;
+    type ListFlightsStream = BoxStream<'static, Result<FlightInfo, Status>>;
+    type DoGetStream = BoxStream<'static, Result<FlightData, Status>>;
+    type DoPutStream = BoxStream<'static, Result<PutResult, Status>>;
+    type DoActionStream = BoxStream<'static, Result<arrow_flight::Result, Status>>;
+    type ListActionsStream = BoxStream<'static, Result<ActionType, Status>>;
+    type DoExchangeStream = BoxStream<'static, Result<FlightData, Status>>;
+
+    async fn do_get(&self, request: Request<arrow_flight::Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
+        if self.moved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+            let mut status = Status::failed_precondition("not here");
+            status.metadata_mut().insert(ERROR_KIND_METADATA, "moved".parse().unwrap());
+            return Err(status);
+        }
+        let answer = FlightServiceClient::new(self.owner.clone()).do_get(request).await?;
+        Ok(Response::new(answer.into_inner().boxed()))
+    }
+
+    async fn do_action(&self, _: Request<Action>) -> Result<Response<Self::DoActionStream>, Status> {
+        Err(Status::unimplemented("no footers"))
+    }
+
+    async fn get_flight_info(&self, _: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
+        Err(Status::unimplemented("no plans"))
+    }
+
+    async fn list_flights(&self, _: Request<Criteria>) -> Result<Response<Self::ListFlightsStream>, Status> {
+        Err(Status::unimplemented("no flights"))
+    }
+
+    async fn get_schema(&self, _: Request<FlightDescriptor>) -> Result<Response<SchemaResult>, Status> {
+        Err(Status::unimplemented("no schemas"))
+    }
+
+    async fn list_actions(&self, _: Request<Empty>) -> Result<Response<Self::ListActionsStream>, Status> {
+        Err(Status::unimplemented("no actions"))
+    }
+
+    async fn poll_flight_info(&self, _: Request<FlightDescriptor>) -> Result<Response<PollInfo>, Status> {
+        Err(Status::unimplemented("no plans"))
+    }
+
+    async fn handshake(&self, _: Request<Streaming<HandshakeRequest>>) -> Result<Response<Self::HandshakeStream>, Status> {
+        Err(Status::unimplemented("no handshakes"))
+    }
+
+    async fn do_put(&self, _: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
+        Err(Status::unimplemented("no puts"))
+    }
+
+    async fn do_exchange(&self, _: Request<Streaming<FlightData>>) -> Result<Response<Self::DoExchangeStream>, Status> {
+        Err(Status::unimplemented("no exchanges"))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_says_that_a_slot_is_not_its_own_is_asked_again_once_maps_agree() {
+    for (sent_away, at_peers) in [(4, true), (8, false)] {
+        let owner = Owner::start(Residency::Parquet, file(0, ROWS, 10_000, 4)).await;
+        let channel = Endpoint::from_shared(format!("http://{}", owner.server.flight_addr())).unwrap().connect_lazy();
+        let between = FlightServiceServer::new(Between { owner: channel, moved: sent_away.into() });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("grpc+tcp://{}", listener.local_addr().unwrap());
+        let serve = tonic::transport::Server::builder().serve_with_incoming(between, TcpIncoming::from(listener));
+        let serving = tokio::spawn(serve);
+        let asking = Asking::new(&Settings { residency: Residency::Parquet, ..settings() }, uri).await;
+        assert!(values(&asking.scan().await.unwrap()).into_iter().eq(0..ROWS));
+        let asks = |status| asking.engine.metrics().peer_pulls.with_label_values(&["load", status]).get();
+        let expected = if at_peers { (4, 4, 1) } else { (8, 0, 5) };
+        assert_eq!((asks("moved"), asks("ok"), asking.store.take_reads().len()), expected);
+        serving.abort();
         assert!(owner.server.shutdown().await);
     }
 }
