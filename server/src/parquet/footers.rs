@@ -377,9 +377,10 @@ impl Footers {
         bytes
     }
 
-    /// Forgets one object, so that its next use asks the store: what others know of it already is not taken.
-    pub fn forget(&self, url: &str) {
-        self.forget_named(&HashSet::from([url]));
+    /// Forgets one object, so that its next use asks the store: what others know of it already is not taken. Returns how many were
+    /// resident.
+    pub fn forget(&self, url: &str) -> u64 {
+        self.forget_named(&HashSet::from([url]))
     }
 
     /// The same if it is this very footer that is known of it; whether it was.

@@ -145,7 +145,10 @@ impl Engine {
         };
         self.listings.clear();
         self.plans.clear();
-        let footers = self.footers.forget_if(matches);
+        let footers = match &target {
+            Target::Object(object) => self.footers.forget(object.url()),
+            Target::Many(_) => self.footers.forget_if(matches),
+        };
         let (chunks, bytes) = self.chunks.remove_if(|key| matches(&key.object.url));
         Ok(Evicted { chunks, bytes, footers })
     }

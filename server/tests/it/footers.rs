@@ -178,7 +178,7 @@ async fn under_always_nobody_but_the_store_is_asked() {
 async fn what_was_forgotten_is_not_told_again() {
     for freshness in [Freshness::Immutable, Freshness::Ttl(TTL)] {
         let forget: [fn(&Footers); 3] = [
-            |footers| footers.forget(URL),
+            |footers| assert_eq!(footers.forget(URL), 0),
             |footers| footers.forget_changed(URL),
             |footers| assert_eq!(footers.forget_if(|_| false), 0),
         ];

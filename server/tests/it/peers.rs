@@ -10,6 +10,7 @@ use arrow_flight::Ticket;
 use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::flight_service_client::FlightServiceClient;
 use flightcache::{Client, ErrorKind, ScanRequest, action};
+use flightcache_proto::{Part, Slot};
 use flightcache_server::object::Freshness;
 use flightcache_server::settings::Residency;
 use flightcache_server::{Server, Settings};
@@ -213,6 +214,31 @@ async fn a_drain(residency: Residency) {
     assert!(read < FOOTER_BYTES, "{read} bytes read of the store");
     assert!(three.sum(|stats| stats.chunks_pulled) > 0);
     three.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_handed_chunks_has_the_footer_of_who_hands_them() {
+    let store = Arc::new(TestStore::new());
+    store.put("t.parquet", file(0, ROWS, 10_000, 4)).await;
+    let settings = |seeds: &[&Server]| Settings { drain: Duration::from_secs(30), ..node("handed", seeds) };
+    let first = start(&settings(&[]), &store).await;
+    converged(&[&first]).await;
+    let reader = client(&first).await;
+    assert!(scan(&reader).await.into_iter().eq(0..ROWS));
+    store.take_reads();
+    // It knows nothing of the object, and is not asked for it.
+    let second = start(&settings(&[&first]), &store).await;
+    let map = converged(&[&first, &second]).await;
+    let of_first = (0..20).filter(|&group| map.owner(Slot::of(URL, Part::RowGroup(group))).id == first.cluster().node_id());
+    let chunks = 4 * of_first.count() as u64;
+    reader.drain(first.cluster().node_id()).await.unwrap();
+    until("all is handed over", || second.engine().stats().resident_chunks == chunks).await;
+    assert!(scan(&client(&second).await).await.into_iter().eq(0..ROWS));
+    assert_eq!(store.take_reads(), []);
+    drop(reader);
+    for server in [first, second] {
+        assert!(server.shutdown().await);
+    }
 }
 
 /// Columns of all sorts; the last rests as a dictionary that is no message.
