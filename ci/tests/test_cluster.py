@@ -111,6 +111,26 @@ def test_a_killed_node_is_gone_within_the_bound_and_comes_back(pair, s3, tmp_pat
     again.stop()
 
 
+def test_a_node_that_stands_still_holds_nobody_for_long(pair, s3):
+    first, second = pair
+    until(lambda: all(node["state"] == "active" for node in nodes(first).values()) and len(nodes(first)) == 2)
+    name = nodes(first)[second.uri]["id"]
+    second.process.send_signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        # Both begin while the first still believes in the second.
+        evicted = subprocess.Popen([BIN / "flightcache", "--server", first.uri, "evict", "s3://lake/cluster/"], stderr=subprocess.PIPE, text=True)
+        stats = json.loads(cli(first, "stats", "--cluster", "--json").stdout)
+        assert "uptime_s" in json.dumps(stats) and name in json.dumps(stats)
+        # Once it is lost, there is nobody left to be told.
+        error = evicted.communicate()[1]
+        assert evicted.returncode == 0, error
+        # The bound is 5 s; a client asks who is lost every 3 s.
+        assert time.monotonic() - began < 15
+    finally:
+        second.process.send_signal(signal.SIGCONT)
+
+
 def test_mistakes_are_refused(s3, tmp_path):
     run = lambda *args: subprocess.run(
         [BIN / "flightcache-server", "--admin", "127.0.0.1:0", "--source", "s3://lake/", *args],
