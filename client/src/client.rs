@@ -173,6 +173,11 @@ impl Client {
         for more in more {
             table.extend(parse(action::TABLE, more)?);
         }
+        // Servers that do not tell send all at once.
+        if table.objects_total != 0 && table.objects_total != table.objects.len() as u64 {
+            let (came, total) = (table.objects.len(), table.objects_total);
+            return Err(Error::internal(format!("{}: {came} objects came of {total}", action::TABLE)));
+        }
         Ok(table)
     }
 

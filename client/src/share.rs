@@ -20,8 +20,10 @@ use crate::receive::{self, Answer, Frame, Payload};
 use crate::retry::{MAX_ATTEMPTS, back_off};
 use crate::routes::{Connection, Owners};
 
-/// Shares read at a time.
-const SHARES_AT_A_TIME: usize = 4;
+/// Shares read at a time, of each owner: where one has much of what comes next, the others go on with what comes later.
+const SHARES_AN_OWNER: usize = 3;
+/// And in all, of one owner and of many.
+const SHARES_AT_A_TIME: std::ops::RangeInclusive<usize> = 4..=12;
 /// Batches of one share that wait for the reader.
 const BATCHES_BUFFERED: usize = 4;
 /// How long to wait for the rest of a cluster to notice that a server is gone: several times what it takes.
@@ -75,7 +77,9 @@ pub(crate) fn in_order(
     async_stream::try_stream! {
         *figures.lock().unwrap_or_else(PoisonError::into_inner) = vec![ScanStats::default(); shares.len()];
         let mut shares = shares.into_iter().enumerate();
-        let at_a_time = if has_limit { 1 } else { SHARES_AT_A_TIME };
+        let owners = client.routes.map().await.map_or(1, |map| map.nodes().len());
+        let at_a_time = (SHARES_AN_OWNER * owners).clamp(*SHARES_AT_A_TIME.start(), *SHARES_AT_A_TIME.end());
+        let at_a_time = if has_limit { 1 } else { at_a_time };
         let mut ahead = std::collections::VecDeque::new();
         loop {
             while ahead.len() < at_a_time && let Some((index, share)) = shares.next() {

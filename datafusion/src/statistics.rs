@@ -94,13 +94,15 @@ pub fn read(table: &Schema, bytes: &[u8]) -> Result<Vec<Statistics>> {
 }
 
 fn read_batch(table: &Schema, batch: &RecordBatch) -> Result<Vec<Statistics>> {
-    if batch.num_columns() != FIGURES * table.fields().len() {
+    // Older servers do not tell of bytes.
+    let figures = if batch.num_columns() == (FIGURES - 1) * table.fields().len() { FIGURES - 1 } else { FIGURES };
+    if batch.num_columns() != figures * table.fields().len() {
         return internal_err!("statistics of {} columns for a table of {}", batch.num_columns(), table.fields().len());
     }
     (0..batch.num_rows())
         .map(|row| {
             let columns = table.fields().iter().enumerate().map(|(number, field)| {
-                let [min, max, nulls, exact, bytes] = &batch.columns()[FIGURES * number..FIGURES * (number + 1)] else {
+                let [min, max, nulls, exact, bytes @ ..] = &batch.columns()[figures * number..figures * (number + 1)] else {
                     return Ok(ColumnStatistics::new_unknown());
                 };
                 let exact =
@@ -119,7 +121,8 @@ fn read_batch(table: &Schema, batch: &RecordBatch) -> Result<Vec<Statistics>> {
                 };
                 let null_count = count(nulls, true);
                 // Values of one width take what they take, of others it is estimated.
-                let byte_size = count(bytes, field.data_type().primitive_width().is_some());
+                let is_of_width = field.data_type().primitive_width().is_some();
+                let byte_size = bytes.first().map_or(Precision::Absent, |bytes| count(bytes, is_of_width));
                 let (min_value, max_value) = (bound(min, MIN_IS_EXACT)?, bound(max, MAX_IS_EXACT)?);
                 Ok(ColumnStatistics { null_count, min_value, max_value, byte_size, ..ColumnStatistics::new_unknown() })
             });

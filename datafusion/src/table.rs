@@ -135,11 +135,14 @@ impl Described {
 
 impl Described {
     /// Of each object, whether it may have rows that all of these are true for.
-    fn may_pass(&self, filters: &[Expr], state: &dyn Session) -> Result<Vec<bool>> {
-        let Some(filter) = conjunction(filters.iter().cloned()) else { return Ok(vec![true; self.objects.len()]) };
-        let schema = DFSchema::try_from(Arc::clone(&self.schema))?;
-        let filter = state.create_physical_expr(filter, &schema)?;
-        Ok(prune::may_pass(filter, &self.schema, &self.of_objects))
+    fn may_pass(&self, filters: &[Expr], state: &dyn Session) -> Vec<bool> {
+        let physical = |filter| {
+            let schema = DFSchema::try_from(Arc::clone(&self.schema))?;
+            state.create_physical_expr(filter, &schema)
+        };
+        // What cannot be evaluated here is evaluated where it can be.
+        let filter = conjunction(filters.iter().cloned()).and_then(|filter| physical(filter).ok());
+        filter.map_or_else(|| vec![true; self.objects.len()], |filter| prune::may_pass(filter, &self.schema, &self.of_objects))
     }
 
     /// The same with its first columns alone, and nothing known of them.
@@ -208,7 +211,7 @@ impl TableProvider for CachedTable {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&now);
         // Of objects without rows there is nothing to read, and no order to be known.
         let has_rows = |object: &TableObject| object.row_groups.iter().any(|(rows, _)| *rows > 0);
-        let may_pass = now.may_pass(filters, state)?;
+        let may_pass = now.may_pass(filters, state);
         let objects = now.objects.iter().zip(&now.of_objects).zip(&may_pass);
         let objects: Vec<_> =
             objects.filter(|((object, _), may_pass)| **may_pass && has_rows(object)).map(|(of, _)| of).collect();

@@ -35,7 +35,10 @@ pub const ALL: [(&str, &str); 12] = [
     (STATS, "Server-wide figures. In: nothing. Out: JSON."),
     (SLOT_MAP, "Which node owns which hash slot. In: nothing. Out: JSON."),
     (INFO, "Schema, row groups, sizes and what is resident. In: {\"url\"}. Out: JSON, one result per object."),
-    (TABLE, "What a query planner wants to know: schema, objects, row groups, statistics. In: {\"url\"}. Out: JSON."),
+    (
+        TABLE,
+        "What a query planner wants to know: schema, objects, row groups, statistics. In: {\"url\"}. Out: JSON, of many objects in several results.",
+    ),
     (SOURCES, "What may be read, and which versions of predicates and aggregations are. In: nothing. Out: JSON."),
     (BOUNDS, "Least and greatest values of a column, by row group. In: {\"url\", \"column\"} of one object. Out: JSON."),
     (WARM, "Load columns into the cache. In: a scan as JSON. Out: a stream of JSON progress."),
@@ -121,12 +124,12 @@ pub struct ToldFooter {
     pub age_ms: u64,
     /// Where in the object they lie: start and length of each piece.
     pub pieces: Vec<(u64, u64)>,
-    /// [`ToldFooter::hash_of`] them.
+    /// A fingerprint of them, and of what is said here.
     pub hash: u64,
 }
 
 /// Longer footers are not told: each server reads them itself.
-pub const MAX_TOLD_FOOTER_BYTES: u64 = 16 << 20;
+pub const MAX_TOLD_FOOTER_BYTES: u64 = 4 << 20;
 
 impl ToldFooter {
     /// What is told of bytes that come in parts.
@@ -232,6 +235,9 @@ pub struct TableInfo {
     pub spans_objects: bool,
     /// In the order of their rows.
     pub objects: Vec<TableObject>,
+    /// How many there are, of which [`MoreObjects`] may follow.
+    #[serde(default)]
+    pub objects_total: u64,
     /// Arrow IPC streams, one after the other, with a row for each object and, for each column of the table, five columns: its least
     /// and its greatest value (NULL: not known), how many values are NULL (NULL: not known), whether the least (1) and the
     /// greatest (2) are values of the column and not mere bounds, and about how many bytes its values take (NULL: not known).

@@ -307,8 +307,8 @@ async fn a_share_of_another_schema_is_a_typed_error() {
 async fn dropping_the_stream_cancels_every_call() {
     let (low, high) = (Fake::start().await, Fake::start().await);
     low.answer_map(&halves(1, Some(low.uri()), Some(high.uri())));
-    let tickets = ["0", "1", "2", "3", "4", "5"];
-    let slots = [LOW, HIGH, LOW, HIGH, LOW, HIGH];
+    let tickets = ["0", "1", "2", "3", "4", "5", "6", "7"];
+    let slots = [LOW, HIGH, LOW, HIGH, LOW, HIGH, LOW, HIGH];
     low.answer_plan(Ok(plan(tickets.iter().zip(slots).map(|(ticket, slot)| endpoint(ticket, slot, 1)))));
     for (ticket, slot) in tickets.iter().zip(slots) {
         let owner = if slot == LOW { &low } else { &high };
@@ -319,16 +319,16 @@ async fn dropping_the_stream_cancels_every_call() {
     drop(client.scan(URL).send().await.unwrap());
     let mut stream = client.scan(URL).send().await.unwrap();
     assert_eq!(low.counts().gets.len() + high.counts().gets.len(), 0, "nothing is read before it is asked for");
-    // The first share is being read; three others are read ahead.
+    // The first share is being read; five others are read ahead, of two owners.
     assert_eq!(stream.try_next().await.unwrap(), Some(numbers([1])));
     for fake in [&low, &high] {
-        fake.until("two shares are open", |counts| counts.open == 2 && counts.frames == 4).await;
+        fake.until("three shares are open", |counts| counts.open == 3 && counts.frames == 6).await;
     }
     drop(stream);
     for fake in [&low, &high] {
         fake.until("all calls were cancelled", |counts| counts.open == 0).await;
         let Counts { abandoned, gets, .. } = fake.counts();
-        assert_eq!((abandoned, gets.len()), (2, 2));
+        assert_eq!((abandoned, gets.len()), (3, 3));
     }
 }
 

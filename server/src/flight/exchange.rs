@@ -473,8 +473,13 @@ impl Exchange {
                 let mut rows = reads.rows.into_iter();
                 for (tag, count) in reads.tags.into_iter().zip(reads.counts) {
                     let rows = rows.by_ref().take(count as usize).collect();
-                    let scan = ScanRequest { rows: Some(rows), ..reads.template.request().clone() };
-                    self.queued_scans.push_back((tag, Ok(Ticket::Scan(scan))));
+                    let scan = Ticket::Scan(ScanRequest { rows: Some(rows), ..reads.template.request().clone() });
+                    // Where it is the first that may give a schema, it stays the first.
+                    if self.awaits_schema() && self.is_idle() {
+                        self.start_scan(tag, scan);
+                    } else {
+                        self.queued_scans.push_back((tag, Ok(scan)));
+                    }
                 }
             }
         }

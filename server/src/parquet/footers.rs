@@ -107,6 +107,11 @@ struct State {
 }
 
 impl State {
+    /// A read under way. Of one that is over, whoever finds its answer too old would find the same again.
+    fn joinable(&self, url: &str) -> Option<Shared<Read>> {
+        self.under_way.get(url).and_then(WeakShared::upgrade).filter(|read| read.peek().is_none())
+    }
+
     fn forgotten_at(&self, url: &str) -> Option<Instant> {
         self.forgotten.peek(url).copied().max(self.any_forgotten_at)
     }
@@ -195,7 +200,7 @@ impl Footers {
                 }
                 // Under `always` a read that began before this request may answer with what was true before it.
                 let join = freshness != Freshness::Always;
-                let read = join.then(|| state.under_way.get(object.url()).and_then(WeakShared::upgrade)).flatten();
+                let read = join.then(|| state.joinable(object.url())).flatten();
                 // Of a listing's many objects, none would be kept until its data is asked for.
                 let may_be_whole = listed.is_none() && known.is_none();
                 read.unwrap_or_else(|| {
@@ -229,16 +234,13 @@ impl Footers {
             let known = state.resident.get(object.url()).map(|known| Arc::clone(&known.footer));
             match known {
                 Some(footer) if footer.version().is_some_and(|known| known.to_string() == version) => return Ok(footer),
-                known => {
-                    let under_way = state.under_way.get(object.url()).and_then(WeakShared::upgrade);
-                    under_way.unwrap_or_else(|| {
-                        let hearsay = known.is_none().then(|| {
-                            let wanted = Wanted { version: Some(version.to_owned()), since: state.forgotten_at(object.url()) };
-                            Hearsay { told: elsewhere(wanted.clone()), wanted, confirmed_at: None }
-                        });
-                        self.begin(&mut state, object, known, hearsay, false, meter)
-                    })
-                }
+                known => state.joinable(object.url()).unwrap_or_else(|| {
+                    let hearsay = known.is_none().then(|| {
+                        let wanted = Wanted { version: Some(version.to_owned()), since: state.forgotten_at(object.url()) };
+                        Hearsay { told: elsewhere(wanted.clone()), wanted, confirmed_at: None }
+                    });
+                    self.begin(&mut state, object, known, hearsay, false, meter)
+                }),
             }
         };
         Ok(read.await?.footer)

@@ -16,6 +16,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 use super::Engine;
 use super::aggregate::Aggregate;
 use super::predicate::Predicate;
+use super::table::TablePart;
 use crate::admin::ScanMeter;
 use crate::object::{HiveColumns, ObjectRef, Target, hive_value};
 use crate::parquet::{Footer, fixed_bytes, nowhere, prune_row_groups};
@@ -67,7 +68,7 @@ pub struct ScanPlan {
     /// Room for what answers with it make of its schema.
     opening: OnceLock<Arc<dyn Any + Send + Sync>>,
     /// Room for its objects' statistics, in parts.
-    pub(super) statistics: OnceLock<std::result::Result<Arc<[Vec<u8>]>, String>>,
+    pub(super) statistics: OnceLock<std::result::Result<Arc<[TablePart]>, String>>,
 }
 
 /// One object's part of a scan.

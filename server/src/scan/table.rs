@@ -20,8 +20,16 @@ use crate::admin::ScanMeter;
 use crate::object::Target;
 use crate::parquet::Footer;
 
-/// About what a client is told of a table in one message: well below what one may have.
-const PART_BYTES: usize = 2 << 20;
+/// About what a client is told of objects in one message, as a guess, and of their statistics: together well below the 4 MiB that plain
+/// clients take.
+const PART_BYTES: usize = 1 << 20;
+
+/// Objects that are told of in one message, and their statistics.
+#[derive(Debug)]
+pub(super) struct TablePart {
+    objects: Range<usize>,
+    statistics: Vec<u8>,
+}
 
 impl Engine {
     /// What may be read, and what programs may ask of it.
@@ -48,17 +56,15 @@ impl Engine {
             }
         }
         let plan = self.plan(&Ticket::Scan(ScanRequest::new(url)), meter).await?;
-        let parts = parts(&plan);
         // They are the same while the footers are.
-        let of_parts = || parts.iter().map(|part| of_objects(&plan, &plan.objects[part.clone()])).collect();
-        let statistics: Arc<[Vec<u8>]> =
-            plan.statistics.get_or_init(of_parts).clone().map_err(|e| Error::internal(format!("{url}: {e}")))?;
+        let parts = plan.statistics.get_or_init(|| parts(&plan).map(Arc::from));
+        let parts = parts.clone().map_err(|e| Error::internal(format!("{url}: {e}")))?;
         let schema = super::ipc_schema(&plan.table)?;
-        let mut more = parts.into_iter().enumerate().map({
+        let mut more = (0..parts.len()).map({
             let plan = Arc::clone(&plan);
-            move |(number, part)| MoreObjects {
-                objects: plan.objects[part].iter().map(|object| described(&plan, object)).collect(),
-                statistics: statistics[number].clone(),
+            move |part| MoreObjects {
+                objects: plan.objects[parts[part].objects.clone()].iter().map(|object| described(&plan, object)).collect(),
+                statistics: parts[part].statistics.clone(),
             }
         });
         let first = more.next().unwrap_or_default();
@@ -68,6 +74,7 @@ impl Engine {
             schema,
             spans_objects: plan.spans_objects,
             objects: first.objects,
+            objects_total: plan.objects.len() as u64,
             statistics: first.statistics,
         };
         Ok((table, more))
@@ -122,28 +129,33 @@ fn offset(group: &RowGroupMetaData) -> u64 {
     offset.unwrap_or_default().unsigned_abs()
 }
 
-/// Objects that are told of together: at least one part, of none if there are no objects.
-fn parts(plan: &ScanPlan) -> Vec<Range<usize>> {
+/// At least one part, of none if there are no objects.
+fn parts(plan: &ScanPlan) -> std::result::Result<Vec<TablePart>, String> {
     // A column's bounds and count, a row group's rows, bytes and offset, and a URL, as they are written.
     let weight = |object: &ObjectPlan| {
         let groups = object.footer.metadata.num_row_groups();
         256 + object.footer.object.url().len() + 32 * groups + 112 * plan.table.fields().len()
     };
-    let mut parts: Vec<Range<usize>> = Vec::new();
-    let mut bytes = 0;
-    for (at, object) in plan.objects.iter().enumerate() {
-        if let Some(part) = parts.last_mut().filter(|_| bytes < PART_BYTES) {
-            part.end = at + 1;
-        } else {
-            parts.push(at..at + 1);
-            bytes = 0;
+    let mut parts = Vec::new();
+    let mut start = 0;
+    while start < plan.objects.len() || parts.is_empty() {
+        let mut bytes = 0;
+        let fits = plan.objects[start..].iter().take_while(|object| {
+            let has_room = bytes < PART_BYTES;
+            bytes += weight(object);
+            has_room
+        });
+        let mut end = start + fits.count();
+        let mut statistics = of_objects(plan, &plan.objects[start..end])?;
+        // Bounds may be long.
+        while statistics.len() > PART_BYTES && end - start > 1 {
+            end = start + (end - start) / 2;
+            statistics = of_objects(plan, &plan.objects[start..end])?;
         }
-        bytes += weight(object);
+        parts.push(TablePart { objects: start..end, statistics });
+        start = end;
     }
-    if parts.is_empty() {
-        parts.push(0..0);
-    }
-    parts
+    Ok(parts)
 }
 
 fn described(plan: &ScanPlan, object: &ObjectPlan) -> TableObject {

@@ -75,7 +75,7 @@ impl Sql {
                 return run.begin(&Arc::new(Schema::empty()));
             }
         };
-        let _permit = self.permit(&self.statements).await?;
+        let _permit = self.permit(&self.statements, "run").await?;
         let mut restarts = 0;
         loop {
             let ended = match self.plan(handle, (*statement).clone(), &run.meter).await {

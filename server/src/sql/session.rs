@@ -161,7 +161,7 @@ impl Sql {
                     return Ok(Prepared { handle: Handle { id, ..handle }, schema: Arc::clone(&empty), parameters: empty });
                 }
             };
-            let _permit = sql.permit(&sql.planning).await?;
+            let _permit = sql.permit(&sql.planning, "are planned").await?;
             let planned = sql.plan(&handle, *statement, &Arc::default()).await?;
             if to_run {
                 planned.check_bound()?;
@@ -173,10 +173,10 @@ impl Sql {
     }
 
     /// Waits for its turn.
-    pub(super) async fn permit<'a>(&self, permits: &'a Semaphore) -> Result<SemaphorePermit<'a>> {
+    pub(super) async fn permit<'a>(&self, permits: &'a Semaphore, what: &str) -> Result<SemaphorePermit<'a>> {
         let Ok(Ok(permit)) = tokio::time::timeout(self.wait, permits.acquire()).await else {
             let message =
-                format!("{} statements run already, and none ended within {:?}: try again later", self.at_a_time, self.wait);
+                format!("{} statements {what} already, and none ended within {:?}: try again later", self.at_a_time, self.wait);
             return Err(Error::new(ErrorKind::ResourceExhausted, message));
         };
         Ok(permit)

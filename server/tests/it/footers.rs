@@ -157,6 +157,24 @@ async fn who_joins_a_question_is_as_strict_as_who_asked_it() {
     assert_eq!(two.asked(), (1, 1));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_finds_an_answer_too_old_does_not_wait_for_those_that_do_not() {
+    // Nothing is fresh that was read before it was asked for: all that join the first read have to ask again.
+    let two = Two::new(Freshness::Ttl(Duration::ZERO), 40_000).await;
+    for _ in 0..20 {
+        let permits = two.store.gate.forget_permits(tokio::sync::Semaphore::MAX_PERMITS);
+        let ask = || {
+            let (here, object) = (Arc::clone(&two.here), two.object.clone());
+            tokio::spawn(async move { rows(&here.get(&object, None, nowhere, &Arc::default()).await.unwrap()) })
+        };
+        let asking: Vec<_> = (0..20).map(|_| ask()).collect();
+        tokio::task::yield_now().await;
+        two.store.gate.add_permits(permits);
+        let answers = tokio::time::timeout(Duration::from_secs(60), futures::future::try_join_all(asking)).await;
+        assert_eq!(answers.expect("nobody waits for good").unwrap(), [40_000; 20]);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn under_always_nobody_but_the_store_is_asked() {
     let two = Two::new(Freshness::Always, 40_000).await;

@@ -2,8 +2,8 @@
 //!
 //! The peer is a server of its own, over a store of its own, which the one under test takes for the owner of all slots.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
@@ -13,6 +13,7 @@ use arrow_flight::{
     Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo, HandshakeRequest, HandshakeResponse, PollInfo,
     PutResult, SchemaResult,
 };
+use bytes::Bytes;
 use bytesize::ByteSize;
 use flightcache::{Client, ScanRequest};
 use flightcache_proto::error::ERROR_KIND_METADATA;
@@ -312,12 +313,15 @@ async fn what_is_overwritten_is_stale_no_longer_than_its_bound_whoever_knows_it_
         let owner = Owner::over(&of_owner, Arc::clone(&store)).await;
         let asking = || Asking::over(&settings, owner.uri(), Arc::clone(&store));
         let alone = Client::connect(&owner.uri().replace("grpc+tcp", "grpc")).await.unwrap();
+        let (newer, began) = (file(7, ROWS, 10_000, 4), Instant::now());
         let of_owner = async || values(&alone.scan(URL).send().await.unwrap().collect().await.unwrap());
         assert!(of_owner().await.into_iter().eq(0..ROWS));
         let known = asking();
         let (mut told, mut stale, mut fresh) = (0, 0, 0);
         assert!(values(&known.scan().await.unwrap()).into_iter().eq(0..ROWS));
-        store.put("t.parquet", file(7, ROWS, 10_000, 4)).await;
+        store.put("t.parquet", newer).await;
+        // Otherwise the bound is over already, on a machine that is busy.
+        let is_soon = began.elapsed() < TTL / 3;
         let overwritten_at = Instant::now();
         // One that knows it, and one after the other that know nothing.
         while fresh < 9 {
@@ -334,16 +338,17 @@ async fn what_is_overwritten_is_stale_no_longer_than_its_bound_whoever_knows_it_
             assert!(of_owner().await[0] == 7 || asked_after < TTL, "{asked_after:?}");
             told += new.engine.metrics().peer_pulls.with_label_values(&["footer", "ok"]).get();
         }
-        assert!(told > 0 && stale > 0, "{told} footers were told, {stale} answers were of what was there before");
+        assert!(told > 0 && (stale > 0 || !is_soon), "{told} footers were told, {stale} answers were of what was there before");
         drop(alone);
         assert!(owner.server.shutdown().await);
     }
 }
 
-/// Stands between servers, and sends those that ask for chunks away at first.
+/// Stands between servers, and sends those that ask for chunks away so many times each.
 struct Between {
     owner: Channel,
-    moved: AtomicUsize,
+    times: usize,
+    sent_away: Mutex<HashMap<Bytes, usize>>,
 }
 
 #[tonic::async_trait]
@@ -357,7 +362,13 @@ impl FlightService for Between {
     type DoExchangeStream = BoxStream<'static, Result<FlightData, Status>>;
 
     async fn do_get(&self, request: Request<arrow_flight::Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
-        if self.moved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+        let is_sent_away = {
+            let mut sent_away = self.sent_away.lock().unwrap();
+            let times = sent_away.entry(request.get_ref().ticket.clone()).or_default();
+            *times += 1;
+            *times <= self.times
+        };
+        if is_sent_away {
             let mut status = Status::failed_precondition("not here");
             status.metadata_mut().insert(ERROR_KIND_METADATA, "moved".parse().unwrap());
             return Err(status);
@@ -405,10 +416,10 @@ impl FlightService for Between {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_says_that_a_slot_is_not_its_own_is_asked_again_once_maps_agree() {
-    for (sent_away, at_peers) in [(4, true), (8, false)] {
+    for (times, at_peers) in [(1, true), (2, false)] {
         let owner = Owner::start(Residency::Parquet, file(0, ROWS, 10_000, 4)).await;
         let channel = Endpoint::from_shared(format!("http://{}", owner.server.flight_addr())).unwrap().connect_lazy();
-        let between = FlightServiceServer::new(Between { owner: channel, moved: sent_away.into() });
+        let between = FlightServiceServer::new(Between { owner: channel, times, sent_away: Mutex::default() });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let uri = format!("grpc+tcp://{}", listener.local_addr().unwrap());
         let serve = tonic::transport::Server::builder().serve_with_incoming(between, TcpIncoming::from(listener));

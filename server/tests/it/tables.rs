@@ -306,7 +306,7 @@ async fn tables_of_many_objects_and_columns_are_told_in_several_messages() {
     let mut flight = FlightServiceClient::new(endpoint.connect_lazy());
     let request = serde_json::json!({ "url": "s3://lake/wide/" });
     let answers = crate::sql::act(&mut flight, action::TABLE, request.to_string().into_bytes()).await.unwrap();
-    assert!(answers.len() > 2 && answers.iter().all(|answer| answer.len() < 8 << 20), "{}", answers.len());
+    assert!(answers.len() > 2 && answers.iter().all(|answer| answer.len() < 4 << 20), "{}", answers.len());
     let context = SessionContext::new();
     context.register_table("wide", cache.client.table("s3://lake/wide/").await.unwrap()).unwrap();
     for (sql, answer) in [

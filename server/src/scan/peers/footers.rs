@@ -17,10 +17,8 @@ use crate::object::{ObjectRef, Segments};
 use crate::parquet::{Elsewhere, Footers, Told, Wanted};
 use crate::scan::Engine;
 
-/// Servers asked for a footer at most, for each of two slots, one after the other,
-const MAX_ASKED_A_SLOT: usize = 2;
-/// and how long that may take: the store has answered by then, as a rule.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long servers may be asked for a footer, one after the other: a few are as a rule, none of which reads anything for it.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// What a footer is expected to be, before it is known.
 const EXPECTED_BYTES: u64 = 64 << 10;
 /// Bytes of one message.
@@ -68,11 +66,11 @@ impl Engine {
         None
     }
 
-    /// Who plans scans of the object, and who owns the row group; of what is this server's own, who had it before.
+    /// Who plans scans of the object, and who owns the row group; of what is this server's own, who had it before. Six at most.
     fn who_may_have_footer(&self, url: &str, row_group: u32, map: &SlotMap) -> Vec<Node> {
         let mut nodes: Vec<Node> = Vec::new();
         for part in [Part::Footer, Part::RowGroup(row_group)] {
-            for node in self.whom_to_ask(Slot::of(url, part), map).0.into_iter().take(MAX_ASKED_A_SLOT) {
+            for node in self.whom_to_ask(Slot::of(url, part), map).0 {
                 if !nodes.iter().any(|known| known.id == node.id) {
                     nodes.push(node);
                 }

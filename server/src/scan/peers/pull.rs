@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Schema};
 use flightcache::receive::{Payload, PeerFrame, PeerPayload};
 use flightcache_proto::parquet::ParquetPiece;
 use flightcache_proto::{Error, ErrorKind, Node, ObjectShare, PeerAsk, Populate, Result, ScanRequest, Share, SlotMap, Ticket};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{STALL, Way};
 use crate::cache::{Reservation, buffers_weight, compact};
@@ -64,7 +64,12 @@ impl Engine {
             return Ok(HashMap::new());
         }
         let (mut left, mut chunks, mut failed) = (columns.to_vec(), HashMap::new(), None);
+        let began = Instant::now();
         for node in nodes {
+            // One that stands still is enough: the store does not.
+            if began.elapsed() >= STALL {
+                break;
+            }
             let Some(ticket) = ticket(group, &left, ask, map.epoch()).filter(|_| !left.is_empty()) else { break };
             let pulled = self.unless_lost(&node, self.pull(group, &left, (&node, &map), ask, ticket, transit.split(0))).await;
             let outcome = pulled.as_ref().err().map_or("ok", |error| error.kind.as_str());
