@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use arrow::compute::SortOptions;
 use arrow::datatypes::{Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
@@ -15,10 +16,10 @@ use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, SortExpr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_expr::expressions::Column;
-use datafusion::physical_expr::{LexOrdering, PhysicalExpr, create_lex_ordering};
+use datafusion::physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr, create_lex_ordering};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
-use flightcache_proto::action::{SourcesInfo, TableInfo, TableObject};
+use flightcache_proto::action::{SortedBy, SourcesInfo, TableInfo, TableObject};
 use flightcache_proto::{Error, ErrorKind};
 
 use super::cache::{Cache, to_datafusion};
@@ -222,6 +223,9 @@ impl TableProvider for CachedTable {
             return Ok(Arc::new(EmptyExec::new(schema)));
         }
         let mut ordering = create_lex_ordering(&self.schema, &self.sorted_by, state.execution_props())?;
+        if self.sorted_by.is_empty() {
+            ordering.extend(order_of_all(&self.schema, objects.iter().map(|(object, _)| &object.sorted_by[..])));
+        }
         let statistics = if may_pass.contains(&false) {
             merged(objects.iter().map(|(_, statistics)| &***statistics), &self.schema)?
         } else {
@@ -241,6 +245,18 @@ impl TableProvider for CachedTable {
             .build();
         Ok(DataSourceExec::from_data_source(config))
     }
+}
+
+/// What the rows of each of these objects are sorted by, as they say themselves.
+fn order_of_all<'a>(schema: &Schema, objects: impl Iterator<Item = &'a [SortedBy]>) -> Option<LexOrdering> {
+    let common = |a: &'a [SortedBy], b: &'a [SortedBy]| &a[..a.iter().zip(b).take_while(|(a, b)| a == b).count()];
+    let by = objects.reduce(common)?.iter().map_while(|by| {
+        let index = by.column as usize;
+        let column = Column::new(schema.fields().get(index)?.name(), index);
+        let options = SortOptions { descending: by.descending, nulls_first: by.nulls_first };
+        Some(PhysicalSortExpr::new(Arc::new(column), options))
+    });
+    LexOrdering::new(by.collect::<Vec<_>>())
 }
 
 /// Whether all values of a column lie between its least and greatest.

@@ -281,6 +281,20 @@ pub struct TableObject {
     /// Columns of its own. Where it is alone, they are the table's first ones.
     #[serde(default)]
     pub columns: u64,
+    /// What its rows are sorted by, as it says itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sorted_by: Vec<SortedBy>,
+}
+
+/// One column that rows are sorted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SortedBy {
+    /// Its number among the table's.
+    pub column: u32,
+    /// From the greatest to the least.
+    pub descending: bool,
+    /// NULLs come before all values.
+    pub nulls_first: bool,
 }
 
 /// Output of [`EVICT`].

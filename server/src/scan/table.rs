@@ -1,6 +1,7 @@
 //! What a query planner wants to know of a table, from the footers: rows, NULLs, least and greatest values. Exact where they leave no
 //! doubt.
 
+use std::cmp::Ordering;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -8,11 +9,11 @@ use arrow::array::{Array, ArrayRef, BooleanArray};
 use arrow::datatypes::DataType;
 use datafusion::common::stats::Precision;
 use datafusion::common::{ColumnStatistics, ScalarValue, Statistics};
-use flightcache_proto::action::{Bounds, MoreObjects, SourcesInfo, TableInfo, TableObject};
+use flightcache_proto::action::{Bounds, MoreObjects, SortedBy, SourcesInfo, TableInfo, TableObject};
 use flightcache_proto::{Error, Result, ScanRequest, Ticket, aggregation, predicate};
 use parquet::arrow::arrow_reader::statistics::StatisticsConverter;
 use parquet::basic::{SortOrder, Type as PhysicalType};
-use parquet::file::metadata::RowGroupMetaData;
+use parquet::file::metadata::{RowGroupMetaData, SortingColumn};
 
 use super::plan::ObjectPlan;
 use super::{ColumnSource, Engine, ScanPlan};
@@ -29,6 +30,7 @@ const PART_BYTES: usize = 1 << 20;
 pub(super) struct TablePart {
     objects: Range<usize>,
     statistics: Vec<u8>,
+    sorted_by: Vec<Vec<SortedBy>>,
 }
 
 impl Engine {
@@ -62,9 +64,11 @@ impl Engine {
         let schema = super::ipc_schema(&plan.table)?;
         let mut more = (0..parts.len()).map({
             let plan = Arc::clone(&plan);
-            move |part| MoreObjects {
-                objects: plan.objects[parts[part].objects.clone()].iter().map(|object| described(&plan, object)).collect(),
-                statistics: parts[part].statistics.clone(),
+            move |part| {
+                let TablePart { objects, statistics, sorted_by } = &parts[part];
+                let objects = plan.objects[objects.clone()].iter().zip(sorted_by);
+                let objects = objects.map(|(object, sorted_by)| described(&plan, object, sorted_by.clone())).collect();
+                MoreObjects { objects, statistics: statistics.clone() }
             }
         });
         let first = more.next().unwrap_or_default();
@@ -152,13 +156,64 @@ fn parts(plan: &ScanPlan) -> std::result::Result<Vec<TablePart>, String> {
             end = start + (end - start) / 2;
             statistics = of_objects(plan, &plan.objects[start..end])?;
         }
-        parts.push(TablePart { objects: start..end, statistics });
+        let sorted_by = plan.objects[start..end].iter().map(|object| sorted_by(plan, object).unwrap_or_default()).collect();
+        parts.push(TablePart { objects: start..end, statistics, sorted_by });
         start = end;
     }
     Ok(parts)
 }
 
-fn described(plan: &ScanPlan, object: &ObjectPlan) -> TableObject {
+/// What an object says that its rows are sorted by. Each row group says it of itself: whether they follow one another is for statistics
+/// to tell.
+fn sorted_by(plan: &ScanPlan, object: &ObjectPlan) -> Option<Vec<SortedBy>> {
+    let groups: Vec<_> = groups(object).filter(|group| group.num_rows() > 0).collect();
+    let said = groups.first()?.sorting_columns()?;
+    if groups.iter().any(|group| group.sorting_columns().is_none_or(|columns| columns != said)) {
+        return None;
+    }
+    let parquet = object.footer.metadata.file_metadata().schema_descr();
+    let column = |said: &SortingColumn| {
+        let leaf = usize::try_from(said.column_idx).ok().filter(|&leaf| leaf < parquet.num_columns())?;
+        let is_it = |source: &ColumnSource| matches!(source, ColumnSource::File(column) if object.footer.leaves(*column) == (leaf..leaf + 1));
+        let column = object.columns.iter().position(is_it)?;
+        let data_type = plan.table.field(column).data_type();
+        // Where NaN and zeros of either sign stand is not said, nor what is not compared as values are.
+        let is_plain =
+            !data_type.is_nested() && !data_type.is_floating() && parquet.column(leaf).sort_order() != SortOrder::UNDEFINED;
+        is_plain.then_some(SortedBy { column: column as u32, descending: said.descending, nulls_first: said.nulls_first })
+    };
+    let mut sorted_by: Vec<_> = said.iter().map_while(column).collect();
+    if groups.len() > 1 {
+        let first = *sorted_by.first()?;
+        let ColumnSource::File(column) = object.columns[first.column as usize] else { return None };
+        let data_type = plan.table.field(first.column as usize).data_type();
+        let converter = converter(&object.footer, column, data_type)?;
+        let (least, greatest) =
+            (converter.row_group_mins(groups.iter().copied()).ok()?, converter.row_group_maxes(groups.iter().copied()).ok()?);
+        let nulls = converter.row_group_null_counts(groups.iter().copied()).ok()?;
+        if nulls.null_count() + least.null_count() + greatest.null_count() > 0 || nulls.values().iter().any(|&nulls| nulls > 0) {
+            return None;
+        }
+        // Bounds that were cut short are bounds all the same.
+        let value = |values: &ArrayRef, group: usize| ScalarValue::try_from_array(values, group).ok();
+        for group in 1..groups.len() {
+            let (before, after) = if first.descending {
+                (value(&greatest, group)?, value(&least, group - 1)?)
+            } else {
+                (value(&greatest, group - 1)?, value(&least, group)?)
+            };
+            match before.partial_cmp(&after)? {
+                Ordering::Less => {}
+                // Rows that are alike in this may be in any order across row groups.
+                Ordering::Equal => sorted_by.truncate(1),
+                Ordering::Greater => return None,
+            }
+        }
+    }
+    Some(sorted_by)
+}
+
+fn described(plan: &ScanPlan, object: &ObjectPlan, sorted_by: Vec<SortedBy>) -> TableObject {
     TableObject {
         url: object.footer.object.url().to_owned(),
         version: object.footer.version().map(ToString::to_string),
@@ -168,6 +223,7 @@ fn described(plan: &ScanPlan, object: &ObjectPlan) -> TableObject {
             .collect(),
         offsets: object.footer.metadata.row_groups().iter().map(offset).collect(),
         columns: object.footer.schema.fields().len() as u64,
+        sorted_by,
     }
 }
 

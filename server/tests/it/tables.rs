@@ -8,14 +8,89 @@ use arrow::array::{
 use arrow::util::pretty::pretty_format_batches;
 use arrow_flight::flight_service_client::FlightServiceClient;
 use bytes::Bytes;
+use datafusion::datasource::MemTable;
 use datafusion::physical_plan::{ExecutionPlan, displayable};
 use datafusion::prelude::{ParquetReadOptions, SessionConfig, SessionContext};
 use flightcache::ErrorKind;
 use flightcache_proto::action;
 use parquet::arrow::ArrowWriter;
+use parquet::file::metadata::SortingColumn;
 use parquet::file::properties::WriterProperties;
 
 use crate::support::{Cache, file};
+
+/// A column of numbers and one of words, of row groups of 10, each of which is said to be sorted by numbers, then words.
+fn said_to_be_sorted(rows: impl IntoIterator<Item = (i64, &'static str)>) -> Bytes {
+    let (numbers, words): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    let numbers: ArrayRef = Arc::new(Int64Array::from(numbers));
+    let words: ArrayRef = Arc::new(StringArray::from(words));
+    let batch = RecordBatch::try_from_iter([("n", numbers), ("w", words)]).unwrap();
+    let by = [0, 1].map(|column_idx| SortingColumn { column_idx, descending: false, nulls_first: false });
+    let properties =
+        WriterProperties::builder().set_max_row_group_row_count(Some(10)).set_sorting_columns(Some(by.to_vec())).build();
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties)).unwrap();
+    writer.write(&batch).unwrap();
+    writer.into_inner().unwrap().into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_that_say_how_they_are_sorted_are_not_sorted_again() {
+    let doors = Doors::open().await;
+    let word = |at: i64| ["a", "b", "c"][at as usize % 3];
+    let cases = [
+        // Two objects, one after the other.
+        (
+            "follow",
+            vec![said_to_be_sorted((0..40).map(|at| (at, word(at)))), said_to_be_sorted((40..70).map(|at| (at, word(at))))],
+            true,
+            true,
+        ),
+        // A row group begins with the number that the one before ends with: by words they are not sorted then.
+        ("touch", vec![said_to_be_sorted((0..30).map(|at| (at / 7, if at / 10 % 2 == 0 { "x" } else { "a" })))], true, false),
+        // What each row group says is so, but they do not follow one another.
+        ("overlap", vec![said_to_be_sorted((0..40).map(|at| (at % 10, "a")))], false, false),
+        // Objects that are sorted, but not by the same.
+        (
+            "other",
+            vec![
+                said_to_be_sorted((0..20).map(|at| (at, "a"))),
+                written(
+                    &RecordBatch::try_from_iter([
+                        ("n", Arc::new((0..9).rev().collect::<Int64Array>()) as ArrayRef),
+                        ("w", Arc::new((0..9).map(|_| Some("b")).collect::<StringArray>())),
+                    ])
+                    .unwrap(),
+                    10,
+                ),
+            ],
+            false,
+            false,
+        ),
+    ];
+    for (name, objects, by_number, by_both) in cases {
+        for (at, bytes) in objects.into_iter().enumerate() {
+            let path = doors.files.path().join(format!("{name}/{at}.parquet"));
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, &bytes).unwrap();
+            doors.cache.store.put(&format!("{name}/{at}.parquet"), bytes).await;
+        }
+        let url = format!("s3://lake/{name}/");
+        doors.ours.register_table(name, doors.cache.client.table(&url).await.unwrap()).unwrap();
+        let rows = doors.ours.sql(&format!("SELECT n, w FROM {name}")).await.unwrap().collect().await.unwrap();
+        let rows = MemTable::try_new(rows[0].schema(), vec![rows]).unwrap();
+        doors.plain.register_table(name, Arc::new(rows)).unwrap();
+        for (sql, is_sorted) in [
+            (format!("SELECT n FROM {name} ORDER BY n"), by_number),
+            (format!("SELECT n, w FROM {name} ORDER BY n, w"), by_both),
+            (format!("SELECT n FROM {name} ORDER BY n DESC"), false),
+            (format!("SELECT n, count(*) FROM {name} WHERE w > 'a' GROUP BY n ORDER BY n"), by_number),
+        ] {
+            let (plan, _) = doors.ask(&sql).await;
+            assert_eq!(!Doors::shown(&plan).contains("SortExec"), is_sorted, "{sql}\n{}", Doors::shown(&plan));
+        }
+    }
+    doors.cache.stop().await;
+}
 
 /// Both doors to the same tables: `t` of two objects in directories of a partition column, `small` of one.
 struct Doors {
