@@ -144,7 +144,7 @@ impl Asks {
     /// plan was made.
     fn is_ruled_out(&self) -> bool {
         let Some(statistics) = &self.statistics else { return false };
-        !prune::may_pass(conjunction(self.dynamic.clone()), &self.table.schema, std::slice::from_ref(statistics))[0]
+        !prune::may_pass(conjunction(self.dynamic.clone()), &self.table.schema, std::slice::from_ref(statistics)).contains(&true)
     }
 
     /// The batches of the next row groups; `None` after the last.
