@@ -1,7 +1,7 @@
 //! A file's metadata, parsed once: the footer, the page index, the announced schema.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use bytes::Bytes;
@@ -42,8 +42,8 @@ pub struct Footer {
     pub tail_bytes: u64,
     /// The bytes that it was read of, page index included, for other servers; `None` where they are not kept.
     pub tail: Option<Segments>,
-    /// Another server told it, not the store.
-    pub is_told: bool,
+    /// Of one that another server told, not the store: whether it turned out not to fit the object.
+    refuted: Option<Mutex<bool>>,
 }
 
 /// How strings are to rest.
@@ -247,7 +247,7 @@ impl Footer {
             };
             let tail_bytes = tail.pieces().first().map_or(0, |(start, _)| size - start);
             let footer = Self::new(&object, Some(version), size, metadata, tail_bytes)?;
-            Ok(Self { tail: Some(tail), is_told: true, ..footer })
+            Ok(Self { tail: Some(tail), refuted: Some(Mutex::new(false)), ..footer })
         };
         // What another server tells may have a decoder panic, as anything from outside.
         tokio::task::spawn_blocking(read).await.unwrap_or_else(|panic| Err(decoder_panic(&url, "footer", panic)))
@@ -277,7 +277,28 @@ impl Footer {
         let dictionaries = reader_metadata(&metadata, &with_dictionaries(&schema)).unwrap_or_else(|_| plain.clone());
         let readers = [plain, dictionaries];
         let object = object.clone();
-        Ok(Self { object, id, size, metadata, schema, leaves, readers, tail_bytes, tail: None, is_told: false })
+        Ok(Self { object, id, size, metadata, schema, leaves, readers, tail_bytes, tail: None, refuted: None })
+    }
+
+    /// Whether another server told it, not the store.
+    pub fn is_told(&self) -> bool {
+        self.refuted.is_some()
+    }
+
+    /// Whether another server told it and it turned out not to fit the object.
+    pub fn is_refuted(&self) -> bool {
+        self.refuted.as_ref().is_some_and(|refuted| *refuted.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Says so of one that was told, the first time after `forget`, which removes all that was read by it. Whoever asks meanwhile
+    /// whether it is refuted waits.
+    pub fn refute(&self, forget: impl FnOnce()) {
+        let Some(refuted) = &self.refuted else { return };
+        let mut refuted = refuted.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*refuted {
+            forget();
+            *refuted = true;
+        }
     }
 
     pub(super) fn reader_metadata(&self, rest: Rest) -> &ArrowReaderMetadata {

@@ -335,7 +335,10 @@ impl Engine {
     ) {
         let (permits, origins): (Vec<ChunkPermit>, Vec<Origin>) = making.into_iter().unzip();
         let origins = permits.iter().map(|permit| permit.key().column as usize).zip(origins).collect();
-        let read = self.read(&group, origins, held_bytes, reserved).await;
+        let read = match Self::unless_refuted(&group.footer) {
+            Ok(()) => self.read(&group, origins, held_bytes, reserved).await,
+            Err(error) => Err(error),
+        };
         let mut decoding = match read {
             Ok(decoding) => decoding,
             Err(error) => return permits.into_iter().for_each(|permit| permit.fail(error.clone())),
@@ -580,6 +583,9 @@ impl Engine {
         let wanted_bytes = columns.iter().map(|&column| group.kept_bytes(column)).fold(fetched_bytes, u64::saturating_add);
         let fail =
             |permits: Vec<ChunkPermit>, error: &LoadError| permits.into_iter().for_each(|permit| permit.fail(error.clone()));
+        if let Err(error) = Self::unless_refuted(&group.footer) {
+            return fail(permits, &error);
+        }
         let Ok(mut reservation) = self.chunks.reserve(wanted_bytes).await else { return fail(permits, &LoadError::TooLarge) };
         // The receiver is gone when the scan is: then nobody needs to be told.
         let _ = reserved.send(());
@@ -628,15 +634,26 @@ impl Engine {
         let url = footer.object.url();
         match error.kind {
             Changed | NotFound => self.footers.forget_changed(url),
-            Corrupt | Unsupported if footer.is_told => {
-                if self.footers.forget_this(footer) {
+            Corrupt | Unsupported if footer.is_told() => {
+                footer.refute(|| {
                     self.chunks.remove_if(|key| &*key.object.url == url);
-                }
+                    self.footers.forget_this(footer);
+                });
                 return Error::new(Changed, format!("{} (by a footer that another server told)", error.message));
             }
             _ => {}
         }
         error
+    }
+
+    /// An error by a footer that turned out not to fit its object. A load that asks once it is looked up is either removed with all
+    /// that was read by such a footer, or learns of it here: nothing wrong stays.
+    fn unless_refuted(footer: &Footer) -> Result<(), LoadError> {
+        if !footer.is_refuted() {
+            return Ok(());
+        }
+        let message = format!("{}: a footer that another server told does not fit it", footer.object.url());
+        Err(LoadError::Failed(Error::new(ErrorKind::Changed, message)))
     }
 
     /// Decodes a column as soon as its bytes are there.

@@ -17,10 +17,10 @@ use bytes::Bytes;
 use bytesize::ByteSize;
 use flightcache::{Client, ScanRequest};
 use flightcache_proto::error::ERROR_KIND_METADATA;
-use flightcache_proto::{Node, SlotMap, Ticket};
+use flightcache_proto::{Node, Populate, SlotMap, Ticket};
 use flightcache_server::admin::{Metrics, ScanMeter};
 use flightcache_server::object::{Freshness, Sources};
-use flightcache_server::scan::Engine;
+use flightcache_server::scan::{Engine, ScanPlan};
 use flightcache_server::settings::Residency;
 use flightcache_server::{Server, Settings};
 use futures::stream::BoxStream;
@@ -74,9 +74,15 @@ impl Asking {
     }
 
     async fn scan(&self) -> flightcache::Result<Vec<RecordBatch>> {
-        let meter = Arc::new(ScanMeter::default());
-        let plan = self.engine.plan(&Ticket::Scan(ScanRequest::new(URL)), &meter).await?;
-        self.engine.execute(plan, meter).map_ok(|batch| batch.rows).try_collect().await
+        self.execute(self.plan(ScanRequest::new(URL)).await?).await
+    }
+
+    async fn plan(&self, request: ScanRequest) -> flightcache::Result<Arc<ScanPlan>> {
+        self.engine.plan(&Ticket::Scan(request), &Arc::default()).await
+    }
+
+    async fn execute(&self, plan: Arc<ScanPlan>) -> flightcache::Result<Vec<RecordBatch>> {
+        self.engine.execute(plan, Arc::default()).map_ok(|batch| batch.rows).try_collect().await
     }
 
     /// All rows, right; whatever was asked of the owner ended in `status`, and all came from the store.
@@ -219,6 +225,24 @@ async fn a_footer_that_does_not_fit_the_object_is_read_anew() {
     assert_eq!((asks("ok"), asking.store.take_reads().len()), (1, 0));
     asking.settled().await;
     assert!(owner.server.shutdown().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_read_by_a_footer_that_was_found_wrong_is_not_kept() {
+    for residency in [Residency::Arrow, Residency::Parquet, Residency::Auto] {
+        let owner = Owner::of(node("footer", &[]), compressed()).await;
+        owner.server.engine().info(URL).await.unwrap();
+        let asking = Asking::new(&Settings { residency, ..settings() }, owner.uri()).await;
+        // It was planned before that turned out, and reads after it.
+        let late = asking.plan(ScanRequest::new(URL)).await.unwrap();
+        let passing = asking.plan(ScanRequest { populate: Populate::Never, ..ScanRequest::new(URL) }).await.unwrap();
+        for plan in [passing, late] {
+            assert!(values(&asking.execute(plan).await.unwrap()).into_iter().eq(0..ROWS), "{residency:?}");
+        }
+        assert!(values(&asking.scan().await.unwrap()).into_iter().eq(0..ROWS), "{residency:?}");
+        asking.settled().await;
+        assert!(owner.server.shutdown().await);
+    }
 }
 
 /// Listens, and says nothing.
