@@ -29,9 +29,11 @@ pub const DRAIN: &str = "flightcache.drain";
 pub const RENEWED: &str = "flightcache.renewed";
 /// [`FooterRequest`], of one server to another → a [`ToldFooter`], and then its bytes, in as many results as they need.
 pub const FOOTER: &str = "flightcache.footer";
+/// [`NamedTables`], of one server to the others → `null`.
+pub const TABLES: &str = "flightcache.tables";
 
 /// Every action with one line for `ListActions`.
-pub const ALL: [(&str, &str); 12] = [
+pub const ALL: [(&str, &str); 13] = [
     (STATS, "Server-wide figures. In: nothing. Out: JSON."),
     (SLOT_MAP, "Which node owns which hash slot. In: nothing. Out: JSON."),
     (INFO, "Schema, row groups, sizes and what is resident. In: {\"url\"}. Out: JSON, one result per object."),
@@ -53,6 +55,10 @@ pub const ALL: [(&str, &str); 12] = [
         "Told by a server to the others: objects that were overwritten. In: {\"objects\": [{\"url\", \"version\"}]}. Out: null.",
     ),
     (FOOTER, "Asked by a server of another: a footer that is resident. In: {\"url\"}. Out: JSON, and then the footer's bytes."),
+    (
+        TABLES,
+        "Told by a server to the others: names of tables that were made or dropped. In: {\"tables\": [{\"name\", \"url\", \"at\"}]}. Out: null.",
+    ),
 ];
 
 /// Input of [`INFO`], [`TABLE`] and [`EVICT`].
@@ -96,6 +102,27 @@ pub struct RenewedObject {
     /// Display form of the version it has now, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+}
+
+/// Input of [`TABLES`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamedTables {
+    /// What was said of names, in any order.
+    pub tables: Vec<NamedTable>,
+}
+
+/// What was said last of a table's name. Of two sayings the later one holds; of two at the same time, the greater URL.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamedTable {
+    /// The name.
+    pub name: String,
+    /// What it stands for; nothing once it is dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// When that was said: milliseconds since 1970, and later than all that was known there.
+    pub at: u64,
 }
 
 /// Input of [`FOOTER`].

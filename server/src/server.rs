@@ -107,9 +107,14 @@ impl Server {
         let (flight, admin) = (tokio::spawn(flight), tokio::spawn(admin));
         engine.cluster().serve();
         let background = {
-            let engine = Arc::clone(&engine);
+            let (engine, sql) = (Arc::clone(&engine), Arc::clone(&sql));
             async move {
-                tokio::join!(Arc::clone(&engine).pass_on_renewals(), hand_over(Arc::clone(&engine)), recommend_nodes(engine))
+                tokio::join!(
+                    Arc::clone(&engine).pass_on_renewals(),
+                    sql.pass_on_tables(),
+                    hand_over(Arc::clone(&engine)),
+                    recommend_nodes(engine)
+                )
             }
         };
         tokio::spawn(async move {

@@ -10,10 +10,12 @@ use futures::stream::BoxStream;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::scan::{Engine, FooterAnswer};
+use crate::scan::FooterAnswer;
+use crate::sql::Sql;
 
 /// Answers one action.
-pub(super) async fn run(engine: &Arc<Engine>, name: &str, body: &[u8]) -> Result<BoxStream<'static, Result<ActionResult>>> {
+pub(super) async fn run(sql: &Sql, name: &str, body: &[u8]) -> Result<BoxStream<'static, Result<ActionResult>>> {
+    let engine = sql.engine();
     let results = match name {
         action::STATS => vec![to_result(&engine.stats())],
         action::SLOT_MAP => vec![to_result(&*engine.slot_map())],
@@ -49,6 +51,7 @@ pub(super) async fn run(engine: &Arc<Engine>, name: &str, body: &[u8]) -> Result
             vec![to_result(&engine.cluster().drain_node(&request).await?)]
         }
         action::RENEWED => vec![to_result(&engine.forget_renewed(&parse(name, body)?)?)],
+        action::TABLES => vec![to_result(&sql.take_tables(&parse(name, body)?)?)],
         action::FOOTER => {
             let FooterAnswer { told, bytes } = engine.tell_footer(&parse(name, body)?)?;
             let bytes = bytes.into_iter().map(|body| Ok(ActionResult { body }));

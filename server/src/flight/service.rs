@@ -195,7 +195,7 @@ impl FlightService for FlightcacheService {
         let Action { r#type, body } = request.into_inner();
         let results = match sql::run(&self.sql, &r#type, &body).await {
             Some(results) => results.map(|results| futures::stream::iter(results).map(Ok).boxed()),
-            None => actions::run(&self.engine, &r#type, &body).await,
+            None => actions::run(&self.sql, &r#type, &body).await,
         };
         let results = self.count("do_action", results)?;
         Ok(Response::new(results.map_err(|error| status(&error)).boxed()))

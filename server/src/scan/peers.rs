@@ -24,6 +24,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use flightcache::peer::Peer;
 use flightcache_proto::action::{self, Evicted, MAX_RENEWED, Renewed, UrlRequest};
 use flightcache_proto::{Error, ErrorKind, Node, ObjectShare, Part, PeerAsk, Result, Slot, SlotMap, Ticket};
@@ -180,19 +181,32 @@ impl Engine {
     }
 
     /// Sends an action to all other servers; what each answered.
-    async fn tell_peers(&self, action: &str, body: &[u8]) -> Vec<(Node, Result<Vec<bytes::Bytes>>)> {
+    async fn tell_peers(&self, action: &str, body: &[u8]) -> Vec<(Node, Result<Vec<Bytes>>)> {
         let (map, me) = (self.slot_map(), self.cluster.node_id());
         let others: Vec<Node> = map.nodes().iter().filter(|node| node.id != me).cloned().collect();
         let told = others.into_iter().map(|node| {
-            let way = self.peers.way(&node, &map);
+            let map = Arc::clone(&map);
             async move {
-                let stalled = |_| Error::new(ErrorKind::Unavailable, format!("node {} did not answer within {STALL:?}", node.id));
-                let act = async { way?.peer.act(action, body.to_vec()).await };
-                let answer = self.unless_lost(&node, timeout(STALL, act).map(|answer| answer.map_err(stalled).flatten())).await;
+                let answer = self.tell_peer(&node, &map, action, body.to_vec(), STALL).await;
                 (node, answer)
             }
         });
         futures::stream::iter(told).buffer_unordered(TOLD_AT_A_TIME).collect().await
+    }
+
+    /// Sends an action to another server, once, which has so long to answer.
+    pub(crate) async fn tell_peer(
+        &self,
+        node: &Node,
+        map: &SlotMap,
+        action: &str,
+        body: Vec<u8>,
+        within: Duration,
+    ) -> Result<Vec<Bytes>> {
+        let stalled = |_| Error::new(ErrorKind::Unavailable, format!("node {} did not answer within {within:?}", node.id));
+        let way = self.peers.way(node, map)?;
+        let answer = timeout(within, way.peer.act(action, body)).map(|answer| answer.map_err(stalled).flatten());
+        self.unless_lost(node, answer).await
     }
 }
 

@@ -10,7 +10,7 @@
 //! What a statement may take is bounded: its text (`statement.rs`), what one call makes (`scan/growth.rs`), what operators keep, in memory and
 //! on disk (`session.rs`, `kept.rs`).
 //!
-//! It is read only: beside queries, only names may be made and dropped (`tables.rs`). A statement is all there is to a request:
+//! It is read only: beside queries, only names may be made and dropped (`tables.rs`), which all servers are told of (`pass_on.rs`). A statement is all there is to a request:
 //! no session, nothing kept for a client ([`Handle`]) but, while an answer is read, how to cancel it (`running.rs`).
 
 mod catalog;
@@ -19,6 +19,7 @@ mod handle;
 mod kept;
 mod local;
 mod parameters;
+mod pass_on;
 mod run;
 mod running;
 mod runtime;

@@ -45,8 +45,8 @@ const CONSUMERS_NAMED: std::num::NonZeroUsize = std::num::NonZeroUsize::new(3).u
 
 /// Answers SQL from an [`Engine`].
 pub struct Sql {
-    engine: Arc<Engine>,
-    tables: Arc<Tables>,
+    pub(super) engine: Arc<Engine>,
+    pub(super) tables: Arc<Tables>,
     base: SessionState,
     runtime_env: Arc<RuntimeEnv>,
     io: IoHandle,
@@ -234,21 +234,21 @@ impl Sql {
 
     pub(super) async fn change(&self, statement: Statement) -> Result<()> {
         match statement {
-            Statement::Query(_) => Err(Error::internal("a query changes nothing")),
+            Statement::Query(_) => return Err(Error::internal("a query changes nothing")),
             Statement::CreateTable { name, url, if_not_exists, or_replace } => {
                 // It has to be there.
                 let opened = self.names(&Handle::default(), &Arc::default()).open(&url).await;
                 opened.map_err(|e| from_datafusion(&e))?;
                 self.tables.create(&name, &url, if_not_exists, or_replace)?;
                 tracing::info!(name, url, "create external table");
-                Ok(())
             }
             Statement::DropTable { name, if_exists } => {
                 self.tables.remove(&name, if_exists)?;
                 tracing::info!(name, "drop table");
-                Ok(())
             }
         }
+        self.until_all_know().await;
+        Ok(())
     }
 }
 

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{ArrayRef, BooleanArray, Int64Array, ListArray, RecordBatch, StringArray, StructArray};
+use arrow::array::{ArrayRef, AsArray as _, BooleanArray, Int64Array, ListArray, RecordBatch, StringArray, StructArray};
 use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Int64Type};
 use arrow_flight::Ticket;
 use arrow_flight::decode::FlightRecordBatchStream;
+use arrow_flight::error::FlightError;
 use arrow_flight::flight_service_client::FlightServiceClient;
 use flightcache::{Client, ErrorKind, ScanRequest, action};
 use flightcache_proto::{Part, Slot};
@@ -20,6 +21,7 @@ use parquet::file::properties::WriterProperties;
 use tonic::transport::Endpoint;
 
 use crate::cluster::{client, converged, node, start};
+use crate::sql;
 use crate::store::TestStore;
 use crate::support::{Cache, file, settings, until, values};
 
@@ -387,6 +389,91 @@ async fn what_one_sees_overwritten_all_look_at_again() {
         }
     }
     three.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_are_made_and_dropped_on_one_node_are_so_on_all() {
+    let mut three = Three::start("tables", |settings| settings).await;
+    three.store.put("other.parquet", file(0, 10, 10, 4)).await;
+    let clients = |three: &Three| three.servers.iter().map(sql::client).collect::<Vec<_>>();
+    let count = async |client: &mut sql::Sql, name: &str| {
+        let batches = sql::ask(client, &format!("SELECT count(*) FROM {name}")).await?;
+        Ok::<_, FlightError>(batches[0].column(0).as_primitive::<Int64Type>().value(0))
+    };
+    let create = |name, object| format!("CREATE EXTERNAL TABLE {name} STORED AS PARQUET LOCATION 's3://lake/{object}.parquet'");
+    let mut asked = clients(&three);
+    sql::ask(&mut asked[0], &create("t", "t")).await.unwrap();
+    sql::ask(&mut asked[1], &create("u", "other")).await.unwrap();
+    for client in &mut asked {
+        // Known everywhere by the time that it is made.
+        assert_eq!((count(client, "t").await.unwrap(), count(client, "u").await.unwrap()), (ROWS, 10));
+        let error = sql::ask(client, &create("t", "other")).await.unwrap_err();
+        sql::assert_kind(&error, ErrorKind::InvalidRequest, "it is another table");
+    }
+    sql::ask(&mut asked[2], "DROP TABLE t").await.unwrap();
+    for client in &mut asked {
+        sql::assert_kind(&count(client, "t").await.unwrap_err(), ErrorKind::NotFound, "it is dropped");
+        assert_eq!(count(client, "u").await.unwrap(), 10);
+    }
+    sql::ask(&mut asked[0], &create("t", "other")).await.unwrap();
+    assert_eq!(count(&mut asked[2], "t").await.unwrap(), 10, "made anew");
+    sql::ask(&mut asked[1], "DROP TABLE u").await.unwrap();
+    // Who made it may go, and who comes later is told.
+    drop(asked);
+    assert!(three.servers.remove(0).shutdown().await);
+    three.join("tables", |settings| settings).await;
+    let mut asked = clients(&three);
+    let deadline = tokio::time::Instant::now() + Duration::from_mins(1);
+    while let Err(error) = count(&mut asked[2], "t").await {
+        sql::assert_kind(&error, ErrorKind::NotFound, "not yet");
+        assert!(tokio::time::Instant::now() < deadline, "it is not told");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for client in &mut asked {
+        assert_eq!(count(client, "t").await.unwrap(), 10);
+        sql::assert_kind(&count(client, "u").await.unwrap_err(), ErrorKind::NotFound, "it stays dropped");
+    }
+    drop(asked);
+    three.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_is_made_though_some_are_not_reached_and_they_hear_of_it() {
+    let store = Arc::new(TestStore::new());
+    store.put("t.parquet", file(0, 10, 10, 1)).await;
+    let first = start(&node("tables-some", &[]), &store).await;
+    // It is reached by what listens in its place, once that does.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let door = listener.local_addr().unwrap();
+    drop(listener);
+    let astray = Settings { advertise: Some(format!("grpc+tcp://{door}")), ..node("tables-some", &[&first]) };
+    let second = start(&astray, &store).await;
+    converged(&[&first, &second]).await;
+    let create = "CREATE EXTERNAL TABLE t STORED AS PARQUET LOCATION 's3://lake/t.parquet'";
+    sql::ask(&mut sql::client(&first), create).await.unwrap();
+    let mut other = sql::client(&second);
+    let error = sql::ask(&mut other, "SELECT * FROM t").await.unwrap_err();
+    sql::assert_kind(&error, ErrorKind::NotFound, "not told");
+    let listener = tokio::net::TcpListener::bind(door).await.unwrap();
+    let behind = second.flight_addr();
+    let doorman = tokio::spawn(async move {
+        while let Ok((mut outside, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut inside = tokio::net::TcpStream::connect(behind).await.unwrap();
+                tokio::io::copy_bidirectional(&mut outside, &mut inside).await
+            });
+        }
+    });
+    let deadline = tokio::time::Instant::now() + Duration::from_mins(1);
+    while sql::ask(&mut other, "SELECT * FROM t").await.is_err() {
+        assert!(tokio::time::Instant::now() < deadline, "it is not told");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    doorman.abort();
+    drop(other);
+    for server in [second, first] {
+        assert!(server.shutdown().await);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -23,7 +23,7 @@ use bytes::Bytes;
 use datafusion::datasource::MemTable;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use flightcache_proto::{ErrorKind, error::ERROR_KIND_METADATA};
-use flightcache_server::Settings;
+use flightcache_server::{Server, Settings};
 use futures::TryStreamExt as _;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -34,7 +34,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::store::TestStore;
 use crate::support::{Cache, settings, until};
 
-type Sql = FlightSqlServiceClient<Channel>;
+pub(crate) type Sql = FlightSqlServiceClient<Channel>;
 
 const ROWS: i64 = 40_000;
 
@@ -95,7 +95,7 @@ impl Lake {
     }
 
     pub(crate) fn client(&self) -> Sql {
-        client(&self.cache)
+        client(&self.cache.server)
     }
 
     /// `DataFusion`'s answer over the rows themselves: statistics, which leave NaN out, would have it answer another question.
@@ -125,8 +125,8 @@ impl Lake {
     }
 }
 
-fn client(cache: &Cache) -> Sql {
-    let channel = Endpoint::from_shared(format!("http://{}", cache.server.flight_addr())).unwrap().connect_lazy();
+pub(crate) fn client(server: &Server) -> Sql {
+    let channel = Endpoint::from_shared(format!("http://{}", server.flight_addr())).unwrap().connect_lazy();
     Sql::new_from_inner(FlightServiceClient::new(channel))
 }
 
