@@ -465,9 +465,16 @@ impl Routes {
         Ok(connection)
     }
 
-    /// Anyone but one server, where there are others.
-    pub(crate) fn anyone_but(&self, server: &Connection) -> Option<Connection> {
-        self.contacts().into_iter().find(|contact| !contact.is(server))
+    /// Who may answer in place of servers that cannot: whom the slot goes to if its owners are gone, or anyone, where there is no slot. Not
+    /// one that failed just now itself.
+    pub(crate) fn next(&self, slot: Option<Slot>, failed: Option<&Connection>) -> Option<Connection> {
+        let map = lock(&self.map).as_ref().map(|known| Arc::clone(&known.map));
+        let candidates = match (slot, map) {
+            (Some(slot), Some(map)) => map.heirs(slot).into_iter().filter_map(|node| self.connection(&map, node).ok()).collect(),
+            _ => self.contacts(),
+        };
+        let has_failed = |candidate: &Connection| candidate.is_doubtful() || failed.is_some_and(|failed| candidate.is(failed));
+        candidates.into_iter().find(|candidate| !has_failed(candidate))
     }
 
     /// What a server answers. Where it says nothing for long, whether the cluster has lost it is asked: a server that is stopped does not tell.

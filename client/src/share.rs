@@ -128,16 +128,18 @@ pub(crate) fn read(client: Client, share: Share, transfer: Transfer) -> impl Str
         let mut delivered = Delivered::default();
         let (mut attempt, mut moves) = (1, 0);
         let mut since = Instant::now();
-        let (mut avoid, mut storeless): (Option<Connection>, Option<Connection>) = (None, None);
+        // Who was unavailable last, and whether it said that it lacks the store.
+        let (mut avoid, mut storeless): (Option<Connection>, bool) = (None, false);
         loop {
             let mut owners = match share.slot {
                 Some(slot) => client.routes.owners(slot).await,
                 None => Ok(client.routes.anyone()),
             };
-            // Where the only owner cannot reach the store, somebody else may.
-            if let (Ok(owners), Some(at)) = (&mut owners, storeless.take())
-                && owners.connections.iter().all(|owner| owner.is(&at))
-                && let Some(other) = client.routes.anyone_but(&at)
+            // Where no owner can be reached, or the only one cannot reach the store, another server may answer in their place.
+            let is_out = |owner: &Connection| owner.is_doubtful() || storeless && avoid.as_ref().is_some_and(|at| owner.is(at));
+            if let Ok(owners) = &mut owners
+                && owners.connections.iter().all(is_out)
+                && let Some(other) = client.routes.next(share.slot, avoid.as_ref())
             {
                 *owners = Owners { connections: vec![other], epoch: None, ..*owners };
             }
@@ -205,9 +207,9 @@ pub(crate) fn read(client: Client, share: Share, transfer: Transfer) -> impl Str
                 Err(error)?;
                 return;
             }
-            // Another owner may be asked at once.
-            let has_other = owners.is_ok_and(|owners| owners.connections.len() > 1) && avoid.is_none();
-            storeless = at.clone().filter(|_| lacks_store);
+            // Another server may be asked at once.
+            let has_other = owners.is_ok_and(|owners| owners.are_of_many) && avoid.is_none();
+            storeless = lacks_store;
             avoid = at.filter(|_| is_unavailable);
             attempt += 1;
             if avoid.is_none() || !has_other {

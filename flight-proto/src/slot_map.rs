@@ -59,6 +59,15 @@ pub struct Node {
     pub incarnation: u64,
 }
 
+impl Node {
+    /// What it draws for a slot; nothing without a UUID for a name.
+    fn score(&self, slot: Slot) -> f32 {
+        let digits: String = self.id.split('-').collect();
+        let uuid = Some(digits).filter(|digits| digits.len() == 32).and_then(|digits| u128::from_str_radix(&digits, 16).ok());
+        uuid.map_or(0.0, |uuid| slot.score(uuid.to_be_bytes(), self.weight))
+    }
+}
+
 const fn one() -> u64 {
     1
 }
@@ -171,7 +180,16 @@ impl SlotMap {
         self.owner_indexes(slot).iter().map(|&owner| &self.nodes[owner as usize])
     }
 
-    /// The same, as indexes into [`SlotMap::nodes`].
+    /// Whom a slot goes to if its owners are gone, one after the other: as servers rank those that may own.
+    pub fn heirs(&self, slot: Slot) -> Vec<&Node> {
+        let owners = self.owner_indexes(slot);
+        let others = (0..).zip(&self.nodes).filter(|(index, node)| !owners.contains(index) && node.state == NodeState::Active);
+        let mut heirs: Vec<(f32, &Node)> = others.map(|(_, node)| (node.score(slot), node)).collect();
+        heirs.sort_by(|(score, node), (other_score, other)| other_score.total_cmp(score).then_with(|| node.id.cmp(&other.id)));
+        heirs.into_iter().map(|(_, node)| node).collect()
+    }
+
+    /// Its owners, as indexes into [`SlotMap::nodes`].
     pub fn owner_indexes(&self, slot: Slot) -> &[u32] {
         let at = self.ranges.partition_point(|range| range.end < slot.get());
         // `new` checked that the ranges cover every slot and that owners exist.
@@ -253,6 +271,24 @@ mod tests {
         ] {
             assert!(SlotMap::new(1, nodes(), ranges).is_err());
         }
+    }
+
+    #[test]
+    fn who_may_not_own_inherits_nothing() {
+        let state = |id, state| Node { state, ..node(id) };
+        let nodes = vec![
+            node("c"),
+            node("b"),
+            state("joins", NodeState::Joining),
+            state("drains", NodeState::Draining),
+            node("a"),
+            node("\u{e9}00000000000000000000000000000000"),
+        ];
+        let map = SlotMap::from_owners(1, nodes, |_| vec![0]).unwrap();
+        let heirs: Vec<_> = map.heirs(Slot::try_from(7).unwrap()).into_iter().map(|node| &*node.id).collect();
+        assert_eq!(heirs[..2], ["a", "b"]);
+        assert_eq!(heirs.len(), 3);
+        assert_eq!(SlotMap::single(1, node("a")).heirs(Slot::try_from(7).unwrap()), [] as [&Node; 0]);
     }
 
     #[test]

@@ -1,25 +1,12 @@
-//! Weighted rendezvous hashing: each node draws a score for each slot, and the best own it.
+//! Weighted rendezvous hashing: each node draws a score for each slot ([`Slot::score`]), and the best own it.
 //!
-//! A score is −w / ln u, where u in (0, 1) is the hash of node and slot and w the node's weight (Schindelhauer and Schomaker, "Weighted
-//! Distributed Hash Tables", 2005, the logarithmic method). A node's score depends on no other node, so one that comes or goes moves only
-//! what it gains or loses, and a slot whose owner is gone goes to its second.
+//! A node's score depends on no other node, so one that comes or goes moves only what it gains or loses, and a slot whose owner is gone
+//! goes to its second.
 
 use std::collections::{BTreeMap, HashSet};
 
-use flightcache_proto::SLOT_COUNT;
+use flightcache_proto::{SLOT_COUNT, Slot};
 use uuid::Uuid;
-use xxhash_rust::xxh3::xxh3_64;
-
-/// What a node drew for a slot. Half the precision of its computation, which costs nothing: equal scores are told apart by UUIDs.
-fn score(uuid: Uuid, slot: u16, weight: u64) -> f32 {
-    let mut drawn = [0; 18];
-    drawn[..16].copy_from_slice(uuid.as_bytes());
-    drawn[16..].copy_from_slice(&slot.to_le_bytes());
-    // 53 bits and a half: never 0, never 1.
-    let u = ((xxh3_64(&drawn) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
-    // The same to the last bit on every machine, unlike the system's.
-    (-(weight as f64) / libm::log(u)) as f32
-}
 
 /// What a node drew for a slot. There are many: the node is told by its place in [`Ranking::names`].
 #[derive(Clone, Copy, Debug)]
@@ -84,8 +71,9 @@ impl Ranking {
             None => self.names.push(uuid),
         }
         let names = &self.names;
-        for (slot, draws) in (0..SLOT_COUNT).zip(&mut self.slots) {
-            let score = score(uuid, slot, weight);
+        let slots = (0..SLOT_COUNT).filter_map(|slot| Slot::try_from(slot).ok());
+        for (slot, draws) in slots.zip(&mut self.slots) {
+            let score = slot.score(uuid.into_bytes(), weight);
             let goes_before = |other: &Draw| {
                 let by_name = || uuid.cmp(&names[usize::from(other.place)]);
                 other.score.total_cmp(&score).then_with(by_name).is_gt()
@@ -111,8 +99,10 @@ impl Ranking {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use flightcache_proto::{Node, SlotMap};
     use proptest::prelude::*;
+
+    use super::*;
 
     const SLOTS: u64 = SLOT_COUNT as u64;
 
@@ -134,14 +124,6 @@ mod tests {
     fn nodes(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<(Uuid, u64)>> {
         let node = (any::<u128>().prop_map(Uuid::from_u128), 1_024_u64..4_096);
         proptest::collection::btree_map(any::<u128>(), node, count).prop_map(|nodes| nodes.into_values().collect())
-    }
-
-    #[test]
-    fn scores_are_the_same_everywhere() {
-        // Computed apart, with Python's xxhash and math.log: nodes of any version have to agree on these.
-        let uuid = Uuid::from_u128(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
-        let scores = [0, 1, 16_383].map(|slot| score(uuid, slot, 1_024).to_bits());
-        assert_eq!(scores, [3467.8674_f32, 14344.788, 1808.1976].map(f32::to_bits));
     }
 
     #[test]
@@ -174,6 +156,24 @@ mod tests {
             }
             let last = sets.last().unwrap();
             prop_assert_eq!(all(&kept), all(&ranking(last.iter().copied())));
+        }
+
+        /// Who knows the map only, and not the ranking, knows who comes next as well.
+        #[test]
+        fn a_map_tells_who_comes_next(nodes in nodes(2..6), owners in 1_usize..3) {
+            let ranking = ranking(nodes.iter().copied());
+            let ids: Vec<Uuid> = nodes.iter().map(|(uuid, _)| *uuid).collect();
+            let node = |&(uuid, weight): &(Uuid, u64)| Node { id: uuid.to_string(), weight, ..Node::default() };
+            let place = |uuid| ids.iter().position(|id| *id == uuid).unwrap() as u32;
+            let map = SlotMap::from_owners(1, nodes.iter().map(node).collect(), |slot| {
+                ranking.best(slot).take(owners).map(place).collect()
+            });
+            let map = map.unwrap();
+            for slot in (0..SLOT_COUNT).step_by(7) {
+                let heirs: Vec<_> = map.heirs(Slot::try_from(slot).unwrap()).into_iter().map(|node| node.id.clone()).collect();
+                let next: Vec<_> = ranking.best(slot).skip(owners).map(|uuid| uuid.to_string()).collect();
+                prop_assert_eq!(heirs, next);
+            }
         }
 
         #[test]
