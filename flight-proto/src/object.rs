@@ -49,13 +49,15 @@ impl FromStr for Version {
     }
 }
 
-/// One version of one object. Objects without a version are read, never cached, so they have no id.
+/// One version of one object, as one footer tells it. Objects without a version are read, never cached, so they have no id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ObjectId {
     /// Canonical URL.
     pub url: Arc<str>,
     /// The version all of its bytes come from.
     pub version: Version,
+    /// XXH3-64 of the footer that they are read by: what is read by a wrong one is something else.
+    pub footer: u64,
 }
 
 impl fmt::Display for ObjectId {

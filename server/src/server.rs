@@ -39,6 +39,8 @@ pub struct Server {
     stop: watch::Sender<bool>,
     flight: JoinHandle<()>,
     admin: JoinHandle<std::io::Result<()>>,
+    /// What requests under way may need until they end.
+    background: JoinHandle<()>,
     health: tonic_health::server::HealthReporter,
     drain: Duration,
 }
@@ -117,13 +119,23 @@ impl Server {
                 )
             }
         };
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = background => {}
-                () = until(stopped) => {}
-            }
+        let background = tokio::spawn(async {
+            background.await;
         });
-        Ok(Self { flight_addr, admin_addr, unix_path, engine, sql, ready, stop, flight, admin, health, drain: settings.drain })
+        Ok(Self {
+            flight_addr,
+            admin_addr,
+            unix_path,
+            engine,
+            sql,
+            ready,
+            stop,
+            flight,
+            admin,
+            background,
+            health,
+            drain: settings.drain,
+        })
     }
 
     /// Address of the Flight port.
@@ -172,6 +184,7 @@ impl Server {
         let ended = tokio::time::timeout_at(deadline, async { tokio::join!(self.flight, self.admin) }).await;
         flight.abort();
         admin.abort();
+        self.background.abort();
         self.engine.cluster().leave().await;
         if let Some(recorder) = self.engine.recorder() {
             recorder.close().await;

@@ -1,7 +1,7 @@
 //! A file's metadata, parsed once: the footer, the page index, the announced schema.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::arrow::{ProjectionMask, parquet_to_arrow_schema};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataPushDecoder, RowGroupMetaData};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::schema::{announced_schema, check_widths};
 use crate::admin::ScanMeter;
@@ -42,8 +43,8 @@ pub struct Footer {
     pub tail_bytes: u64,
     /// The bytes that it was read of, page index included, for other servers; `None` where they are not kept.
     pub tail: Option<Segments>,
-    /// Of one that another server told, not the store: whether it turned out not to fit the object.
-    refuted: Option<Mutex<bool>>,
+    /// Another server told it, not the store.
+    pub is_told: bool,
 }
 
 /// How strings are to rest.
@@ -200,7 +201,7 @@ impl Footer {
                     // Whoever reads it of a tail expects the page index there.
                     let tail =
                         (keeps_tail && policy == PageIndexPolicy::Optional).then(|| tail(size, &metadata, &pieces)).flatten();
-                    let mut footer = Self::new(object, version, size, metadata, tail_bytes)?;
+                    let mut footer = Self::new(object, version, size, metadata, tail_bytes, &pieces)?;
                     footer.tail = tail;
                     return Ok(FooterRead::Read { footer: Box::new(footer), whole });
                 }
@@ -246,14 +247,21 @@ impl Footer {
                 Err(error) => return Err(parquet_error(object.url(), "footer", &error)),
             };
             let tail_bytes = tail.pieces().first().map_or(0, |(start, _)| size - start);
-            let footer = Self::new(&object, Some(version), size, metadata, tail_bytes)?;
-            Ok(Self { tail: Some(tail), refuted: Some(Mutex::new(false)), ..footer })
+            let footer = Self::new(&object, Some(version), size, metadata, tail_bytes, tail.pieces())?;
+            Ok(Self { tail: Some(tail), is_told: true, ..footer })
         };
         // What another server tells may have a decoder panic, as anything from outside.
         tokio::task::spawn_blocking(read).await.unwrap_or_else(|panic| Err(decoder_panic(&url, "footer", panic)))
     }
 
-    fn new(object: &ObjectRef, version: Option<Version>, size: u64, metadata: ParquetMetaData, tail_bytes: u64) -> Result<Self> {
+    fn new(
+        object: &ObjectRef,
+        version: Option<Version>,
+        size: u64,
+        metadata: ParquetMetaData,
+        tail_bytes: u64,
+        pieces: &[(u64, Bytes)],
+    ) -> Result<Self> {
         let file = metadata.file_metadata();
         let schema = parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata())
             // An embedded Arrow schema that does not fit the file is only a hint.
@@ -271,34 +279,14 @@ impl Footer {
         }
         check(&metadata, size, object.url())?;
         check_widths(&schema).map_err(|e| Error::new(e.kind, format!("{}: {}", object.url(), e.message)))?;
-        let id = version.map(|version| Arc::new(ObjectId { url: object.shared_url(), version }));
+        let own = footer_bytes(size, pieces).ok_or_else(|| Error::internal("a footer was parsed of bytes that are not there"))?;
+        let id = version.map(|version| Arc::new(ObjectId { url: object.shared_url(), version, footer: xxh3_64(&own) }));
         let metadata = Arc::new(metadata);
         let plain = reader_metadata(&metadata, &schema).map_err(|error| parquet_error(object.url(), "schema", &error))?;
         let dictionaries = reader_metadata(&metadata, &with_dictionaries(&schema)).unwrap_or_else(|_| plain.clone());
         let readers = [plain, dictionaries];
         let object = object.clone();
-        Ok(Self { object, id, size, metadata, schema, leaves, readers, tail_bytes, tail: None, refuted: None })
-    }
-
-    /// Whether another server told it, not the store.
-    pub fn is_told(&self) -> bool {
-        self.refuted.is_some()
-    }
-
-    /// Whether another server told it and it turned out not to fit the object.
-    pub fn is_refuted(&self) -> bool {
-        self.refuted.as_ref().is_some_and(|refuted| *refuted.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Says so of one that was told, the first time after `forget`, which removes all that was read by it. Whoever asks meanwhile
-    /// whether it is refuted waits.
-    pub fn refute(&self, forget: impl FnOnce()) {
-        let Some(refuted) = &self.refuted else { return };
-        let mut refuted = refuted.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*refuted {
-            forget();
-            *refuted = true;
-        }
+        Ok(Self { object, id, size, metadata, schema, leaves, readers, tail_bytes, tail: None, is_told: false })
     }
 
     pub(super) fn reader_metadata(&self, rest: Rest) -> &ArrowReaderMetadata {

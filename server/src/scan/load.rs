@@ -335,10 +335,7 @@ impl Engine {
     ) {
         let (permits, origins): (Vec<ChunkPermit>, Vec<Origin>) = making.into_iter().unzip();
         let origins = permits.iter().map(|permit| permit.key().column as usize).zip(origins).collect();
-        let read = match Self::unless_refuted(&group.footer) {
-            Ok(()) => self.read(&group, origins, held_bytes, reserved).await,
-            Err(error) => Err(error),
-        };
+        let read = self.read(&group, origins, held_bytes, reserved).await;
         let mut decoding = match read {
             Ok(decoding) => decoding,
             Err(error) => return permits.into_iter().for_each(|permit| permit.fail(error.clone())),
@@ -583,9 +580,6 @@ impl Engine {
         let wanted_bytes = columns.iter().map(|&column| group.kept_bytes(column)).fold(fetched_bytes, u64::saturating_add);
         let fail =
             |permits: Vec<ChunkPermit>, error: &LoadError| permits.into_iter().for_each(|permit| permit.fail(error.clone()));
-        if let Err(error) = Self::unless_refuted(&group.footer) {
-            return fail(permits, &error);
-        }
         let Ok(mut reservation) = self.chunks.reserve(wanted_bytes).await else { return fail(permits, &LoadError::TooLarge) };
         // The receiver is gone when the scan is: then nobody needs to be told.
         let _ = reserved.send(());
@@ -627,33 +621,19 @@ impl Engine {
         fetched.map_err(|error| self.of_footer(&group.footer, error))
     }
 
-    /// The error of reading by a footer. The footer is forgotten if it is of a version that is gone; and if another server told it and it
-    /// does not fit the object, with all that was read by it: then the store's own is to tell whose fault that is.
+    /// The error of reading by a footer. The footer is forgotten if it is of a version that is gone, or if another server told it and it
+    /// does not fit the object: then the store's own is to tell whose fault that is. What was read by it is nothing to that one.
     pub(super) fn of_footer(&self, footer: &Footer, error: Error) -> Error {
         use ErrorKind::{Changed, Corrupt, NotFound, Unsupported};
-        let url = footer.object.url();
         match error.kind {
-            Changed | NotFound => self.footers.forget_changed(url),
-            Corrupt | Unsupported if footer.is_told() => {
-                footer.refute(|| {
-                    self.chunks.remove_if(|key| &*key.object.url == url);
-                    self.footers.forget_this(footer);
-                });
+            Changed | NotFound => self.footers.forget_changed(footer.object.url()),
+            Corrupt | Unsupported if footer.is_told => {
+                self.footers.forget_this(footer);
                 return Error::new(Changed, format!("{} (by a footer that another server told)", error.message));
             }
             _ => {}
         }
         error
-    }
-
-    /// An error by a footer that turned out not to fit its object. A load that asks once it is looked up is either removed with all
-    /// that was read by such a footer, or learns of it here: nothing wrong stays.
-    fn unless_refuted(footer: &Footer) -> Result<(), LoadError> {
-        if !footer.is_refuted() {
-            return Ok(());
-        }
-        let message = format!("{}: a footer that another server told does not fit it", footer.object.url());
-        Err(LoadError::Failed(Error::new(ErrorKind::Changed, message)))
     }
 
     /// Decodes a column as soon as its bytes are there.
@@ -672,25 +652,27 @@ impl Engine {
         let Ok(permit) = Arc::clone(&self.cpu).acquire_owned().await else {
             return (at, Err(LoadError::Failed(Error::internal("the decoders are shut down"))));
         };
-        let footer = Arc::clone(&group.footer);
+        let (metrics, footer) = (Arc::clone(&self.metrics), Arc::clone(&group.footer));
         // What is reserved goes with the work: it cannot be stopped, and holds its memory until it ends.
         let work = tokio::task::spawn_blocking(move || {
             let (_permit, encoded) = (permit, encoded);
             let started = Instant::now();
             let mut grow = |bytes: u64| reservation.try_grow(bytes.saturating_sub(reservation.bytes()));
-            let chunk = match decode_chunk(&footer, group.row_group, column, &encoded.segments, &mut grow) {
-                Ok(chunk) => chunk,
-                Err(DecodeError::TooLarge) => return Err(LoadError::TooLarge),
-                Err(DecodeError::Failed(error)) => return Err(LoadError::Failed(self.of_footer(&footer, error))),
-            };
+            let chunk = decode_chunk(&footer, group.row_group, column, &encoded.segments, &mut grow)?;
             let weight = buffers_weight(chunk.pieces()) as u64 + CHUNK_OVERHEAD_BYTES;
             add_time(&group.meter.decode_us, started.elapsed());
-            self.metrics.decode_seconds.observe(started.elapsed().as_secs_f64());
+            metrics.decode_seconds.observe(started.elapsed().as_secs_f64());
             Ok((chunk, weight, reservation))
         });
-        let what = format!("row group {}", group.row_group);
-        let gave_up = |panic| LoadError::Failed(decoder_panic(group.footer.object.url(), &what, panic));
-        (at, work.await.unwrap_or_else(|panic| Err(gave_up(panic))))
+        let gave_up = |panic| {
+            let what = format!("row group {}", group.row_group);
+            Err(DecodeError::Failed(decoder_panic(group.footer.object.url(), &what, panic)))
+        };
+        let decoded = work.await.unwrap_or_else(gave_up).map_err(|error| match error {
+            DecodeError::TooLarge => LoadError::TooLarge,
+            DecodeError::Failed(error) => LoadError::Failed(self.of_footer(&group.footer, error)),
+        });
+        (at, decoded)
     }
 }
 

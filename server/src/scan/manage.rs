@@ -95,7 +95,7 @@ impl Engine {
             let mut loads = futures::stream::iter(loads).map(|(group, files)| {
                 let engine = Arc::clone(&engine);
                 let load = async move {
-                    if engine.warm_at_owner(&group, &files).await {
+                    if engine.warm_at_owner(&group, &files).await.is_ok() {
                         return Ok(());
                     }
                     engine.load_to_rest(&group, &files).await

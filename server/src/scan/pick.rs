@@ -215,7 +215,11 @@ impl Engine {
                 concat_batches(&picking.schema, &picked).map_err(|e| PickError::Failed(picking.failed(&e)))
             }
         };
-        let rows = run(false, pick).await??;
+        let of_footer = |error| match error {
+            PickError::Failed(error) => PickError::Failed(self.of_footer(&group.footer, error)),
+            too_large => too_large,
+        };
+        let rows = run(false, pick).await?.map_err(of_footer)?;
         let mut held = self.chunks.reserve(0).await.map_err(|e| picking.no_memory(&e))?;
         self.account(&mut held, &rows, &picking).await?;
         Ok(Picked { rows, held })

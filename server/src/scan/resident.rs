@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn the_forms_of_a_row_groups_chunks_share_a_partition() {
-        let object = Arc::new(ObjectId { url: "s3://lake/a.parquet".into(), version: Version::ETag("1".into()) });
+        let object = Arc::new(ObjectId { url: "s3://lake/a.parquet".into(), version: Version::ETag("1".into()), footer: 0 });
         let key = |column, form| ChunkKey { object: Arc::clone(&object), row_group: 3, column, form };
         let first = key(0, Form::Decoded);
         assert_ne!(first, first.encoded());

@@ -240,7 +240,10 @@ impl Engine {
                     }
                     Ok(Ok(None)) => return,
                     Ok(Err(error)) => return room.send(Err(engine.of_footer(&of_object, error))),
-                    Err(panic) => return room.send(Err(decoder_panic(of_object.object.url(), "row group", panic))),
+                    Err(panic) => {
+                        let error = decoder_panic(of_object.object.url(), "row group", panic);
+                        return room.send(Err(engine.of_footer(&of_object, error)));
+                    }
                 }
             }
         });

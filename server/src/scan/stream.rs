@@ -109,6 +109,9 @@ struct Driver {
     ahead: usize,
     max_ahead: usize,
     takes: Takes,
+    /// The object that the last batch was of.
+    sent_of: Option<usize>,
+    restarts: usize,
 }
 
 impl Driver {
@@ -142,7 +145,23 @@ impl Driver {
         // Their senders are dropped: the first row group's turns have come.
         let (filter_turn, answer_turn) = (oneshot::channel().1, oneshot::channel().1);
         let running = VecDeque::new();
-        Self { engine, plan, meter, request, record, objects, queue, running, filter_turn, answer_turn, ahead, max_ahead, takes }
+        Self {
+            engine,
+            plan,
+            meter,
+            request,
+            record,
+            objects,
+            queue,
+            running,
+            filter_turn,
+            answer_turn,
+            ahead,
+            max_ahead,
+            takes,
+            sent_of: None,
+            restarts: 0,
+        }
     }
 
     fn fill(&mut self) {
@@ -167,8 +186,17 @@ impl Driver {
         }
     }
 
+    /// Whether an object that turned out overwritten can be started anew: nothing of it was sent.
+    fn may_restart(&self, object: usize, error: &Error) -> bool {
+        error.kind == ErrorKind::Changed
+            && self.sent_of != Some(object)
+            && self.objects[object].whole
+            && self.restarts < MAX_RESTARTS
+    }
+
     /// Starts an object anew on its current version: what is queued and running of it is replaced.
     async fn restart(&mut self, object: usize, error: &Error) -> Result<()> {
+        self.restarts += 1;
         let old = &self.objects[object];
         tracing::info!(url = old.footer.object.url(), cause = %error, "overwritten while it was read: starting over");
         let renewed = self.engine.replan_object(&self.plan, old, &self.meter).await?;
@@ -231,15 +259,12 @@ impl Engine {
                 left = 0;
             }
             let mut driver = Driver::new(engine, Arc::clone(&plan), Arc::clone(&meter), takes);
-            let mut sent_of = None;
-            let mut restarts = 0;
             while left > 0 {
                 driver.fill();
                 let Some(running) = driver.running.pop_front() else { break };
                 let Running { object, loaded, record, .. } = running;
                 let loaded = match loaded.end(&plan.request.url).await {
-                    Err(error) if error.kind == ErrorKind::Changed && sent_of != Some(object) && driver.objects[object].whole && restarts < MAX_RESTARTS => {
-                        restarts += 1;
+                    Err(error) if driver.may_restart(object, &error) => {
                         driver.restart(object, &error).await?;
                         continue;
                     }
@@ -251,7 +276,7 @@ impl Engine {
                     if let Some(record) = &record {
                         record.rows(rows.file.rows as u64);
                     }
-                    sent_of = Some(object);
+                    driver.sent_of = Some(object);
                     driver.fill();
                     yield Part::Parquet(rows);
                     continue;
@@ -265,7 +290,13 @@ impl Engine {
                         Loaded::Banded(bands) => bands.next_batch().await,
                     };
                     let Some(batch) = batch else { break };
-                    let mut batch = batch?;
+                    let mut batch = match batch {
+                        Err(error) if driver.may_restart(object, &error) => {
+                            driver.restart(object, &error).await?;
+                            break;
+                        }
+                        batch => batch?,
+                    };
                     if batch.num_rows() as u64 > left {
                         batch = batch.slice(0, left as usize);
                     }
@@ -275,7 +306,7 @@ impl Engine {
                     if let Some(record) = &record {
                         record.rows(batch.num_rows() as u64);
                     }
-                    sent_of = Some(object);
+                    driver.sent_of = Some(object);
                     // What is next is under way while this batch is encoded and sent.
                     if left > 0 {
                         driver.fill();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flightcache_proto::action::{self, NamedTables};
-use flightcache_proto::{ErrorKind, Node, Result, SlotMap};
+use flightcache_proto::{Error, ErrorKind, Node, Result, SlotMap};
 use futures::StreamExt as _;
 use tokio::time::{sleep, timeout};
 
@@ -19,6 +19,8 @@ use super::Sql;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// After which the ones that were not reached are told again.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Names in one message, which gRPC bounds: 2 MiB of the longest.
+const MAX_A_MESSAGE: usize = 500;
 /// Servers told at a time.
 const TOLD_AT_A_TIME: usize = 16;
 
@@ -79,12 +81,15 @@ impl Sql {
     }
 
     async fn tell(&self, node: &Node, map: &SlotMap, since: u64) -> (Running, Result<()>) {
-        let body = serde_json::to_vec(&NamedTables { tables: self.tables.since(since) });
-        let told = match body {
-            Ok(body) => self.engine.tell_peer(node, map, action::TABLES, body, PATIENCE).await.map(|_| ()),
-            Err(error) => Err(flightcache_proto::Error::internal(error.to_string())),
+        let tell = async {
+            for tables in self.tables.since(since).chunks(MAX_A_MESSAGE) {
+                let body = serde_json::to_vec(&NamedTables { tables: tables.to_vec() });
+                let body = body.map_err(|e| Error::internal(e.to_string()))?;
+                self.engine.tell_peer(node, map, action::TABLES, body, PATIENCE).await?;
+            }
+            Ok(())
         };
-        (running(node), told)
+        (running(node), tell.await)
     }
 
     /// Takes names that another server knows.

@@ -81,9 +81,9 @@ impl Created {
         }
     }
 
-    /// Later than all that is known.
+    /// Later than all that is known, as far as there are times.
     fn now(&self) -> u64 {
-        now_ms().max(self.latest + 1)
+        now_ms().max(self.latest + 1).min(MAX_AT - 1)
     }
 }
 
@@ -156,7 +156,7 @@ impl Tables {
         })
     }
 
-    /// Takes what another server knows: all of it, or an error and none.
+    /// Takes what another server knows. Of what is no name, no URL or no time, nothing is taken; names beyond [`MAX_TOLD`] are not.
     pub(super) fn take(&self, told: &[NamedTable]) -> Result<()> {
         if told.len() > MAX_TOLD + MAX_CREATED {
             return Err(Error::invalid(format!("{} names of tables; at most {}", told.len(), MAX_TOLD + MAX_CREATED)));

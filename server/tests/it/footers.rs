@@ -83,7 +83,8 @@ async fn a_footer_that_is_told_says_the_same_as_one_that_was_read() {
     let told = two.get().await;
     assert_eq!(two.asked(), (0, 1));
     let read = footers().get(&two.object, None, nowhere, &Arc::default()).await.unwrap();
-    assert!(told.is_told() && !read.is_told());
+    assert!(told.is_told && !read.is_told);
+    assert_eq!(told.id, read.id);
     assert_eq!(
         (&told.metadata, &told.schema, told.version(), told.size),
         (&read.metadata, &read.schema, read.version(), read.size)
@@ -114,7 +115,7 @@ async fn a_footer_that_is_longer_than_the_first_read_is_told_whole() {
     let told = std::sync::Mutex::new(Some(told));
     let elsewhere = |_| std::future::ready(told.lock().unwrap().take()).boxed();
     let told = two.here.get(&object, None, elsewhere, &Arc::default()).await.unwrap();
-    assert!(told.is_told());
+    assert!(told.is_told);
     assert_eq!((&told.metadata, two.store.take_reads().len()), (&read.metadata, 0));
 }
 
@@ -267,7 +268,7 @@ async fn what_is_told_and_cannot_be_is_read_from_the_store() {
         let two = Two::new(Freshness::Immutable, 40_000).await;
         let elsewhere = |_: Wanted| two.told(Duration::ZERO, change);
         let footer = two.here.get(&two.object, None, elsewhere, &Arc::default()).await.unwrap();
-        assert!(!footer.is_told(), "{what}");
+        assert!(!footer.is_told, "{what}");
         assert_eq!((rows(&footer), two.asked()), (40_000, (1, 1)), "{what}");
     }
 }

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flightcache_proto::{Error, NodeState, ObjectId, PeerAsk, Populate, ScanStats, Slot, SlotMap};
+use flightcache_proto::{Error, ErrorKind, NodeState, ObjectId, PeerAsk, Populate, Result, ScanStats, Slot, SlotMap};
 use futures::StreamExt as _;
 use tokio::time::timeout;
 
+use super::moved;
 use super::pull::ticket;
 use crate::parquet::Footer;
 use crate::scan::Engine;
@@ -18,32 +19,32 @@ use crate::scan::resident::ChunkKey;
 const WARM_PATIENCE: Duration = Duration::from_mins(1);
 /// Row groups handed over at a time.
 const HANDED_OVER_AT_A_TIME: usize = 4;
-/// Times that is tried, and the pause after the first.
-const HAND_OVER_ATTEMPTS: u32 = 3;
-const HAND_OVER_PAUSE: Duration = Duration::from_millis(200);
+/// How long, in ms, it is waited time and again for an owner to know that it is one: as long as a busy machine takes.
+const NOT_YET: [u64; 6] = [100, 200, 400, 800, 1_600, 3_200];
 
 impl Engine {
-    /// Has the preferred owner of a row group load columns of it, and counts what that took; `false` where that is this server, or cannot
-    /// be asked.
-    pub(in crate::scan) async fn warm_at_owner(&self, group: &RowGroupRef, columns: &[usize]) -> bool {
-        let slot = group.slot();
-        let map = self.slot_map();
-        if map.nodes().len() < 2 || map.owner(slot).id == self.cluster.node_id() {
-            return false;
-        }
-        let Some(ticket) = ticket(group, columns, PeerAsk::Warm, map.epoch()) else { return false };
+    /// Has the preferred owner of a row group load columns of it, and counts what that took. *Moved* where that is this server, or the
+    /// owner does not know yet that it is.
+    pub(in crate::scan) async fn warm_at_owner(&self, group: &RowGroupRef, columns: &[usize]) -> Result<()> {
+        let (slot, map) = (group.slot(), self.slot_map());
         let owner = map.owner(slot);
+        if map.nodes().len() < 2 || owner.id == self.cluster.node_id() {
+            return Err(moved(slot, &map));
+        }
+        let ticket = ticket(group, columns, PeerAsk::Warm, map.epoch());
+        let ticket = ticket.ok_or_else(|| Error::new(ErrorKind::Unsupported, "its columns cannot be asked for"))?;
         let warm = async {
             let mut answer = self.peers.way(owner, &map)?.peer.chunks(ticket.encode().into(), PeerAsk::Warm, false).await?;
             let mut stats = ScanStats::default();
             while let Some(frame) = answer.next().await? {
                 stats = frame.stats.unwrap_or(stats);
             }
-            Ok::<_, Error>(stats)
+            Ok(stats)
         };
-        let Ok(Ok(stats)) = timeout(WARM_PATIENCE, self.unless_lost(owner, warm)).await else { return false };
+        let late = |_| Error::new(ErrorKind::Unavailable, format!("node {} did not load it within {WARM_PATIENCE:?}", owner.id));
+        let stats = timeout(WARM_PATIENCE, self.unless_lost(owner, warm)).await.map_err(late)??;
         group.meter.add(&stats);
-        true
+        Ok(())
     }
 
     /// Has the owners of the slots that were this server's own `before` it drains load, from here, what is resident of them, the hottest
@@ -78,14 +79,21 @@ impl Engine {
         let all = groups.len();
         let taken = futures::stream::iter(groups)
             .map(|(group, columns)| async move {
-                for attempt in 1..=HAND_OVER_ATTEMPTS {
-                    if self.warm_at_owner(&group, &columns).await {
-                        return true;
+                let mut pauses = NOT_YET.into_iter();
+                loop {
+                    match self.warm_at_owner(&group, &columns).await {
+                        Err(error) if error.kind == ErrorKind::Moved => match pauses.next() {
+                            Some(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
+                            None => return false,
+                        },
+                        Err(error) => {
+                            let url = group.footer.object.url();
+                            tracing::debug!(url, row_group = group.row_group, cause = %error, "not handed over");
+                            return false;
+                        }
+                        Ok(()) => return true,
                     }
-                    // Its owner may not know yet that it is.
-                    tokio::time::sleep(HAND_OVER_PAUSE * attempt).await;
                 }
-                false
             })
             .buffer_unordered(HANDED_OVER_AT_A_TIME)
             .filter(|taken| std::future::ready(*taken))
@@ -125,7 +133,7 @@ mod tests {
 
     #[test]
     fn row_groups_come_in_the_order_of_their_hottest_chunk() {
-        let object = |url: &str| Arc::new(ObjectId { url: url.into(), version: Version::ETag("1".into()) });
+        let object = |url: &str| Arc::new(ObjectId { url: url.into(), version: Version::ETag("1".into()), footer: 0 });
         let (a, b) = (object("s3://lake/a.parquet"), object("s3://lake/b.parquet"));
         let key = |object: &Arc<ObjectId>, row_group, column| ChunkKey {
             object: Arc::clone(object),
