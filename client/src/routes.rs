@@ -47,6 +47,9 @@ const PROBES: u32 = 3;
 /// How long a server may say nothing before it is given up if its host does not, or else if its cluster has lost it. By then the others
 /// know, or are about to.
 const SILENCE: Duration = PROBE_INTERVAL.saturating_mul(PROBES);
+/// How long a server that could not be reached is asked last, while no newer map tells that it is there: several times what its cluster takes
+/// to notice that it is not.
+const DOUBT: Duration = Duration::from_secs(15);
 
 /// The slot map and the channels, cached.
 ///
@@ -95,8 +98,8 @@ pub(crate) struct Connection {
     lanes: Arc<[Lane]>,
     /// Answers to others that it told of, and when.
     told: Arc<Mutex<Option<(u64, Instant)>>>,
-    /// When it last could not be reached.
-    failed_at: Arc<Mutex<Option<Instant>>>,
+    /// When it last could not be reached, and the epoch of the map that named it then.
+    failed: Arc<Mutex<Option<(Instant, Option<u64>)>>>,
 }
 
 #[derive(Debug)]
@@ -133,16 +136,6 @@ impl Connection {
     pub(crate) fn load(&self) -> u64 {
         let told = lock(&self.told).filter(|(_, at)| at.elapsed() < TOLD_FOR).map_or(0, |(beside, _)| beside);
         told.max(self.answers())
-    }
-
-    /// It could not be reached: where there is another, that one is asked first for a while. It has no answers under way, and would seem
-    /// to have little to do.
-    pub(crate) fn doubt(&self) {
-        *lock(&self.failed_at) = Some(Instant::now());
-    }
-
-    pub(crate) fn is_doubtful(&self) -> bool {
-        lock(&self.failed_at).is_some_and(|failed_at| failed_at.elapsed() < SILENCE)
     }
 
     pub(crate) fn is(&self, other: &Self) -> bool {
@@ -238,7 +231,7 @@ pub(crate) fn connect(location: &str) -> Result<Connection> {
 fn connection(address: &str, timeout: Duration) -> Result<Connection> {
     let lane = |_| Ok(Lane { channel: channel(address, timeout)?, answers: AtomicUsize::new(0) });
     let lanes = (0..LANES).map(lane).collect::<Result<_>>()?;
-    Ok(Connection { link: Arc::new(Link::new(is_local(address))), lanes, told: Arc::default(), failed_at: Arc::default() })
+    Ok(Connection { link: Arc::new(Link::new(is_local(address))), lanes, told: Arc::default(), failed: Arc::default() })
 }
 
 fn channel(address: &str, timeout: Duration) -> Result<Channel> {
@@ -394,6 +387,22 @@ impl Routes {
         Ok(map)
     }
 
+    /// A server could not be reached: others are asked first until a newer map names it still, and for a while. It has no answers under way,
+    /// and would seem to have little to do.
+    pub(crate) fn doubt(&self, server: &Connection) {
+        *lock(&server.failed) = Some((Instant::now(), self.epoch()));
+    }
+
+    pub(crate) fn is_doubtful(&self, server: &Connection) -> bool {
+        let Some((at, epoch)) = *lock(&server.failed) else { return false };
+        let bound = if self.epoch() == epoch { DOUBT } else { SILENCE };
+        at.elapsed() < bound
+    }
+
+    fn epoch(&self) -> Option<u64> {
+        lock(&self.map).as_ref().map(|known| known.map.epoch())
+    }
+
     /// Distrusts a map older than `epoch`: an answer was made with a newer one.
     pub(crate) fn expect_epoch(&self, epoch: u64) {
         if let Some(known) = lock(&self.map).as_mut().filter(|known| known.map.epoch() < epoch) {
@@ -473,7 +482,8 @@ impl Routes {
             (Some(slot), Some(map)) => map.heirs(slot).into_iter().filter_map(|node| self.connection(&map, node).ok()).collect(),
             _ => self.contacts(),
         };
-        let has_failed = |candidate: &Connection| candidate.is_doubtful() || failed.is_some_and(|failed| candidate.is(failed));
+        let has_failed =
+            |candidate: &Connection| self.is_doubtful(candidate) || failed.is_some_and(|failed| candidate.is(failed));
         candidates.into_iter().find(|candidate| !has_failed(candidate))
     }
 

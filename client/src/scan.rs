@@ -1,5 +1,6 @@
 //! Scans: planned once, their shares read from their owners concurrently, delivered in order.
 
+use std::iter;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -17,7 +18,7 @@ use crate::direct;
 use crate::link::Transfer;
 use crate::receive::Payload;
 use crate::retry::{MAX_ATTEMPTS, back_off, from_status, retrying};
-use crate::routes::{Connection, flight};
+use crate::routes::flight;
 use crate::share::{self, Figures, Share};
 
 /// A scan to be sent.
@@ -143,12 +144,15 @@ impl Stream for ScanStream {
     }
 }
 
-/// Asks an owner of the URL's slot; where it cannot be reached, another, or in the end anyone.
+/// Asks an owner of the URL's slot; where it cannot be reached, another, whom the slot goes to next, or in the end anyone.
 pub(crate) async fn plan(client: &Client, request: &ScanRequest) -> Result<FlightInfo> {
-    let mut owners = client.routes.owners(Slot::of(&request.url, Part::Footer)).await?.connections;
-    owners.sort_by_key(Connection::is_doubtful);
+    let (routes, slot) = (&client.routes, Slot::of(&request.url, Part::Footer));
+    let owners = routes.owners(slot).await?.connections.into_iter();
+    let (doubtful, owners): (Vec<_>, Vec<_>) = owners.partition(|owner| routes.is_doubtful(owner));
+    let next = iter::once_with(|| routes.next(Some(slot), None)).flatten();
+    let anyone = iter::once_with(|| routes.contact());
     let mut failed = None;
-    for server in owners.into_iter().chain([client.routes.contact()]) {
+    for server in owners.into_iter().chain(next).chain(anyone).chain(doubtful) {
         let mut flight = flight(server.channel());
         let asked = flight.get_flight_info(FlightDescriptor::new_cmd(request.to_protobuf()));
         let error = match client.routes.unless_lost(&server, asked.map_err(|status| from_status(&status))).await {
@@ -161,7 +165,7 @@ pub(crate) async fn plan(client: &Client, request: &ScanRequest) -> Result<Fligh
             return Err(error);
         }
         if error.is_unreached() {
-            server.doubt();
+            client.routes.doubt(&server);
         }
         failed = Some(error);
     }

@@ -168,6 +168,24 @@ async fn where_the_only_owner_is_gone_who_comes_next_is_asked_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_gone_costs_one_request() {
+    let (low, high) = (Fake::start().await, Fake::start().await);
+    let deserted = TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap();
+    let nodes = [low.uri(), format!("grpc://{deserted}"), high.uri()];
+    let nodes = nodes.map(|uri| Node { id: uri.clone(), uri: Some(uri), ..Node::default() });
+    low.answer_map(&SlotMap::from_owners(1, nodes.into(), |_| vec![1]).unwrap());
+    for fake in [&low, &high] {
+        fake.answer_plan(Ok(plan([endpoint("a", HIGH, 1)])));
+        fake.answer_get("a", versioned(7, [1, 2]));
+    }
+    let client = low.connect().await;
+    for _ in 0..4 {
+        assert_eq!(read(&client).await, (vec![1, 2], None));
+    }
+    assert_eq!(client.failed_requests(), 1, "neither plans nor shares are asked of it again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn where_nobody_answers_it_is_asked_again() {
     let (low, high) = (Fake::start().await, Fake::start().await);
     low.answer_map(&halves(1, Some(low.uri()), Some(high.uri())));
