@@ -99,7 +99,13 @@ pub(crate) struct Connection {
     /// Answers to others that it told of, and when.
     told: Arc<Mutex<Option<(u64, Instant)>>>,
     /// When it last could not be reached, and the epoch of the map that named it then.
-    failed: Arc<Mutex<Option<(Instant, Option<u64>)>>>,
+    failed: Arc<Mutex<Option<Failed>>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Failed {
+    at: Instant,
+    epoch: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -390,11 +396,11 @@ impl Routes {
     /// A server could not be reached: others are asked first until a newer map names it still, and for a while. It has no answers under way,
     /// and would seem to have little to do.
     pub(crate) fn doubt(&self, server: &Connection) {
-        *lock(&server.failed) = Some((Instant::now(), self.epoch()));
+        *lock(&server.failed) = Some(Failed { at: Instant::now(), epoch: self.epoch() });
     }
 
     pub(crate) fn is_doubtful(&self, server: &Connection) -> bool {
-        let Some((at, epoch)) = *lock(&server.failed) else { return false };
+        let Some(Failed { at, epoch }) = *lock(&server.failed) else { return false };
         let bound = if self.epoch() == epoch { DOUBT } else { SILENCE };
         at.elapsed() < bound
     }
