@@ -47,8 +47,8 @@ const PROBES: u32 = 3;
 /// How long a server may say nothing before it is given up if its host does not, or else if its cluster has lost it. By then the others
 /// know, or are about to.
 const SILENCE: Duration = PROBE_INTERVAL.saturating_mul(PROBES);
-/// How long a server that could not be reached is asked last, while no newer map tells that it is there: several times what its cluster takes
-/// to notice that it is not.
+/// How long a server that could not be reached is asked last, if it does not answer meanwhile: several times what its cluster takes to
+/// notice that it is gone.
 const DOUBT: Duration = Duration::from_secs(15);
 
 /// The slot map and the channels, cached.
@@ -98,14 +98,8 @@ pub(crate) struct Connection {
     lanes: Arc<[Lane]>,
     /// Answers to others that it told of, and when.
     told: Arc<Mutex<Option<(u64, Instant)>>>,
-    /// When it last could not be reached, and the epoch of the map that named it then.
-    failed: Arc<Mutex<Option<Failed>>>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Failed {
-    at: Instant,
-    epoch: Option<u64>,
+    /// When it could not be reached.
+    failed_at: Arc<Mutex<Option<Instant>>>,
 }
 
 #[derive(Debug)]
@@ -142,6 +136,34 @@ impl Connection {
     pub(crate) fn load(&self) -> u64 {
         let told = lock(&self.told).filter(|(_, at)| at.elapsed() < TOLD_FOR).map_or(0, |(beside, _)| beside);
         told.max(self.answers())
+    }
+
+    /// It could not be reached: others are asked first, until it answers again, or for [`DOUBT`]. It has no answers under way, and would seem
+    /// to have little to do.
+    pub(crate) fn doubt(&self) {
+        if lock(&self.failed_at).replace(Instant::now()).is_none() {
+            tokio::spawn(self.clone().probe());
+        }
+    }
+
+    pub(crate) fn is_doubtful(&self) -> bool {
+        lock(&self.failed_at).is_some()
+    }
+
+    /// Asks for something small until it answers, whatever that is, and is doubted no more.
+    async fn probe(self) {
+        let is_doubted = || lock(&self.failed_at).is_some_and(|failed_at| failed_at.elapsed() < DOUBT);
+        while is_doubted() {
+            tokio::time::sleep(PROBE_INTERVAL).await;
+            let mut flight = flight(self.channel());
+            let asked = flight.do_action(Action::new(action::SOURCES, ""));
+            match tokio::time::timeout(SILENCE, asked).await {
+                Err(_) => {}
+                Ok(Err(status)) if from_status(&status).is_unreached() => {}
+                Ok(_) => break,
+            }
+        }
+        *lock(&self.failed_at) = None;
     }
 
     pub(crate) fn is(&self, other: &Self) -> bool {
@@ -237,7 +259,7 @@ pub(crate) fn connect(location: &str) -> Result<Connection> {
 fn connection(address: &str, timeout: Duration) -> Result<Connection> {
     let lane = |_| Ok(Lane { channel: channel(address, timeout)?, answers: AtomicUsize::new(0) });
     let lanes = (0..LANES).map(lane).collect::<Result<_>>()?;
-    Ok(Connection { link: Arc::new(Link::new(is_local(address))), lanes, told: Arc::default(), failed: Arc::default() })
+    Ok(Connection { link: Arc::new(Link::new(is_local(address))), lanes, told: Arc::default(), failed_at: Arc::default() })
 }
 
 fn channel(address: &str, timeout: Duration) -> Result<Channel> {
@@ -393,22 +415,6 @@ impl Routes {
         Ok(map)
     }
 
-    /// A server could not be reached: others are asked first until a newer map names it still, and for a while. It has no answers under way,
-    /// and would seem to have little to do.
-    pub(crate) fn doubt(&self, server: &Connection) {
-        *lock(&server.failed) = Some(Failed { at: Instant::now(), epoch: self.epoch() });
-    }
-
-    pub(crate) fn is_doubtful(&self, server: &Connection) -> bool {
-        let Some(Failed { at, epoch }) = *lock(&server.failed) else { return false };
-        let bound = if self.epoch() == epoch { DOUBT } else { SILENCE };
-        at.elapsed() < bound
-    }
-
-    fn epoch(&self) -> Option<u64> {
-        lock(&self.map).as_ref().map(|known| known.map.epoch())
-    }
-
     /// Distrusts a map older than `epoch`: an answer was made with a newer one.
     pub(crate) fn expect_epoch(&self, epoch: u64) {
         if let Some(known) = lock(&self.map).as_mut().filter(|known| known.map.epoch() < epoch) {
@@ -480,17 +486,16 @@ impl Routes {
         Ok(connection)
     }
 
-    /// Who may answer in place of servers that cannot: whom the slot goes to if its owners are gone, or anyone, where there is no slot. Not
-    /// one that failed just now itself.
+    /// Who may answer in place of servers that cannot: whom the slot goes to if its owners are gone, or else anyone. Not one that failed
+    /// just now itself.
     pub(crate) fn next(&self, slot: Option<Slot>, failed: Option<&Connection>) -> Option<Connection> {
         let map = lock(&self.map).as_ref().map(|known| Arc::clone(&known.map));
-        let candidates = match (slot, map) {
-            (Some(slot), Some(map)) => map.heirs(slot).into_iter().filter_map(|node| self.connection(&map, node).ok()).collect(),
-            _ => self.contacts(),
-        };
-        let has_failed =
-            |candidate: &Connection| self.is_doubtful(candidate) || failed.is_some_and(|failed| candidate.is(failed));
-        candidates.into_iter().find(|candidate| !has_failed(candidate))
+        let heirs = slot.zip(map).map(|(slot, map)| {
+            let heirs = map.heirs(slot).into_iter().filter_map(|node| self.connection(&map, node).ok());
+            heirs.collect::<Vec<_>>()
+        });
+        let has_failed = |candidate: &Connection| candidate.is_doubtful() || failed.is_some_and(|failed| candidate.is(failed));
+        heirs.into_iter().flatten().chain(self.contacts()).find(|candidate| !has_failed(candidate))
     }
 
     /// What a server answers. Where it says nothing for long, whether the cluster has lost it is asked: a server that is stopped does not tell.

@@ -18,7 +18,7 @@ use crate::direct;
 use crate::link::Transfer;
 use crate::receive::Payload;
 use crate::retry::{MAX_ATTEMPTS, back_off, from_status, retrying};
-use crate::routes::flight;
+use crate::routes::{Connection, flight};
 use crate::share::{self, Figures, Share};
 
 /// A scan to be sent.
@@ -148,25 +148,32 @@ impl Stream for ScanStream {
 pub(crate) async fn plan(client: &Client, request: &ScanRequest) -> Result<FlightInfo> {
     let (routes, slot) = (&client.routes, Slot::of(&request.url, Part::Footer));
     let owners = routes.owners(slot).await?.connections.into_iter();
-    let (doubtful, owners): (Vec<_>, Vec<_>) = owners.partition(|owner| routes.is_doubtful(owner));
+    let (doubtful, owners): (Vec<_>, Vec<_>) = owners.partition(Connection::is_doubtful);
     let next = iter::once_with(|| routes.next(Some(slot), None)).flatten();
     let anyone = iter::once_with(|| routes.contact());
-    let mut failed = None;
+    let mut asked: Vec<Connection> = Vec::new();
+    let mut failed: Option<Error> = None;
     for server in owners.into_iter().chain(next).chain(anyone).chain(doubtful) {
+        if asked.iter().any(|asked| asked.is(&server)) {
+            continue;
+        }
         let mut flight = flight(server.channel());
-        let asked = flight.get_flight_info(FlightDescriptor::new_cmd(request.to_protobuf()));
-        let error = match client.routes.unless_lost(&server, asked.map_err(|status| from_status(&status))).await {
+        let info = flight.get_flight_info(FlightDescriptor::new_cmd(request.to_protobuf()));
+        let error = match routes.unless_lost(&server, info.map_err(|status| from_status(&status))).await {
             Ok(info) => return Ok(info.into_inner()),
             Err(error) => error,
         };
-        client.routes.learn_from(&error);
-        client.routes.turn_from(&server, &error);
-        if error.kind != ErrorKind::Unavailable {
+        routes.learn_from(&error);
+        routes.turn_from(&server, &error);
+        // Two that say that they cannot reach the store are enough.
+        let is_enough = error.is_stated && failed.is_some_and(|failed| failed.is_stated);
+        if error.kind != ErrorKind::Unavailable || is_enough {
             return Err(error);
         }
         if error.is_unreached() {
-            client.routes.doubt(&server);
+            server.doubt();
         }
+        asked.push(server);
         failed = Some(error);
     }
     Err(failed.unwrap_or_else(|| Error::internal("there is nobody to plan a scan")))

@@ -136,7 +136,7 @@ pub(crate) fn read(client: Client, share: Share, transfer: Transfer) -> impl Str
                 None => Ok(client.routes.anyone()),
             };
             // Where no owner can be reached, or the only one cannot reach the store, another server may answer in their place.
-            let is_out = |owner: &Connection| client.routes.is_doubtful(owner) || storeless && avoid.as_ref().is_some_and(|at| owner.is(at));
+            let is_out = |owner: &Connection| owner.is_doubtful() || storeless && avoid.as_ref().is_some_and(|at| owner.is(at));
             if let Ok(owners) = &mut owners
                 && owners.connections.iter().all(is_out)
                 && let Some(other) = client.routes.next(share.slot, avoid.as_ref())
@@ -201,7 +201,7 @@ pub(crate) fn read(client: Client, share: Share, transfer: Transfer) -> impl Str
                 client.routes.turn_from(at, &error);
             }
             if let Some(at) = at.as_ref().filter(|_| error.is_unreached()) {
-                client.routes.doubt(at);
+                at.doubt();
             }
             if !may_retry || (attempt >= MAX_ATTEMPTS && !is_patient) {
                 Err(error)?;
@@ -232,7 +232,7 @@ async fn open(
     if let Some(avoid) = avoid.filter(|_| candidates.len() > 1) {
         candidates.retain(|candidate| !candidate.is(avoid));
     }
-    candidates.sort_by_cached_key(|candidate| (client.routes.is_doubtful(candidate), candidate.load()));
+    candidates.sort_by_cached_key(|candidate| (candidate.is_doubtful(), candidate.load()));
     let begin = |connection: &Connection| {
         let (connection, ticket) = (connection.clone(), share.ticket.clone());
         async move {

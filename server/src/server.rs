@@ -9,9 +9,11 @@ use std::time::Duration;
 use arrow_flight::flight_service_server::FlightServiceServer;
 use axum::serve::ListenerExt as _;
 use flightcache_proto::{Error, FILE_DESCRIPTOR_SET, Node, NodeState, Result, SlotMap};
+use futures::FutureExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::admin::{Admin, Metrics};
 use crate::cluster::scaling::{self, Means, Scaling};
@@ -28,7 +30,7 @@ const MAX_REQUEST_BYTES: usize = 16 << 20;
 /// Times this host's own name is looked up, a second apart: names of new hosts take a while to be known.
 const LOOKUPS: u32 = 30;
 
-/// A running server. Dropping it leaves it running; [`Server::shutdown`] ends it.
+/// A running server. [`Server::shutdown`] ends it in order; dropping it, at once for new requests.
 pub struct Server {
     flight_addr: SocketAddr,
     admin_addr: SocketAddr,
@@ -40,7 +42,7 @@ pub struct Server {
     flight: JoinHandle<()>,
     admin: JoinHandle<std::io::Result<()>>,
     /// What requests under way may need until they end.
-    background: JoinHandle<()>,
+    background: AbortOnDropHandle<()>,
     health: tonic_health::server::HealthReporter,
     drain: Duration,
 }
@@ -114,14 +116,18 @@ impl Server {
                 tokio::join!(
                     Arc::clone(&engine).pass_on_renewals(),
                     sql.pass_on_tables(),
-                    hand_over(Arc::clone(&engine)),
-                    recommend_nodes(engine)
+                    async {
+                        // Once this port takes no more, others could have nothing of it.
+                        tokio::select! {
+                            () = hand_over(Arc::clone(&engine)) => {}
+                            () = until(stopped) => {}
+                        }
+                    },
+                    recommend_nodes(Arc::clone(&engine))
                 )
             }
         };
-        let background = tokio::spawn(async {
-            background.await;
-        });
+        let background = AbortOnDropHandle::new(tokio::spawn(background.map(drop)));
         Ok(Self {
             flight_addr,
             admin_addr,
@@ -184,7 +190,7 @@ impl Server {
         let ended = tokio::time::timeout_at(deadline, async { tokio::join!(self.flight, self.admin) }).await;
         flight.abort();
         admin.abort();
-        self.background.abort();
+        drop(self.background);
         self.engine.cluster().leave().await;
         if let Some(recorder) = self.engine.recorder() {
             recorder.close().await;

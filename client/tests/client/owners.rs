@@ -31,6 +31,18 @@ async fn read(client: &Client) -> (Vec<i64>, Option<Error>) {
     }
 }
 
+/// Where a server was: whoever connects is hung up on.
+async fn rude() -> String {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let uri = format!("grpc://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            drop(listener.accept().await);
+        }
+    });
+    uri
+}
+
 fn broken() -> Step {
     Step::Fail(gone("killed"))
 }
@@ -136,9 +148,9 @@ async fn without_versions_what_broke_off_is_an_error() {
 #[tokio::test(flavor = "multi_thread")]
 async fn where_the_only_owner_is_gone_who_comes_next_is_asked_at_once() {
     let (low, next, last) = (Fake::start().await, Fake::start().await, Fake::start().await);
-    let deserted = TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap();
+    let rude = rude().await;
     let node = |id: u128, uri: String| Node { id: format!("{id:032x}"), uri: Some(uri), ..Node::default() };
-    let nodes = [(1, low.uri()), (2, format!("grpc://{deserted}")), (3, next.uri()), (4, last.uri())];
+    let nodes = [(1, low.uri()), (2, rude), (3, next.uri()), (4, last.uri())];
     let map = SlotMap::from_owners(1, nodes.map(|(id, uri)| node(id, uri)).into(), |slot| vec![u32::from(slot == HIGH)]).unwrap();
     // As servers rank them, whatever the order here.
     let heirs: Vec<&str> = map.heirs(Slot::try_from(HIGH).unwrap()).iter().filter_map(|node| node.uri.as_deref()).collect();
@@ -170,8 +182,7 @@ async fn where_the_only_owner_is_gone_who_comes_next_is_asked_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_gone_costs_one_request() {
     let (low, high) = (Fake::start().await, Fake::start().await);
-    let deserted = TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap();
-    let nodes = [low.uri(), format!("grpc://{deserted}"), high.uri()];
+    let nodes = [low.uri(), rude().await, high.uri()];
     let nodes = nodes.map(|uri| Node { id: uri.clone(), uri: Some(uri), ..Node::default() });
     low.answer_map(&SlotMap::from_owners(1, nodes.into(), |_| vec![1]).unwrap());
     for fake in [&low, &high] {
@@ -183,6 +194,24 @@ async fn a_server_that_is_gone_costs_one_request() {
         assert_eq!(read(&client).await, (vec![1, 2], None));
     }
     assert_eq!(client.failed_requests(), 1, "neither plans nor shares are asked of it again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_answers_again_is_asked_again() {
+    let (low, high) = (Fake::start().await, Fake::start().await);
+    low.answer_map(&halves(1, Some(low.uri()), Some(high.uri())));
+    low.answer_plan(Ok(plan([endpoint("a", HIGH, 1)])));
+    low.answer_get("a", rows([1]));
+    high.answer_get("a", vec![broken()]);
+    high.answer_get("a", rows([2]));
+    let client = low.connect().await;
+    assert_eq!(read(&client).await, (vec![1], None), "in its place");
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_mins(1);
+    while read(&client).await.0 != [2] {
+        assert!(tokio::time::Instant::now() < deadline, "it is doubted for good");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(client.failed_requests(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,7 +19,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::service::Routes;
@@ -134,6 +134,9 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for AtOnce 
     }
 }
 
+/// How long a client may take to read what was sent last, and to hang up.
+const LINGER: Duration = Duration::from_secs(5);
+
 /// A `grpc-timeout`: at most eight digits and a unit.
 fn timeout(value: &str) -> Option<Duration> {
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
@@ -185,9 +188,23 @@ where
             poll_fn(|cx| turn(serving.as_mut(), &stream, cx)).await
         }
     };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection ended");
+    match ended {
+        Ok(()) => linger(stream).await,
+        Err(error) => tracing::debug!(%error, "a connection ended"),
     }
+}
+
+/// Takes what the client still says, after all was said to it, until it hangs up. Were it closed at once, what the client writes, of
+/// windows for instance, would fail, and with it what it has not read yet.
+async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut stream: Gathered<S>) {
+    let mut ignored = [0; 1 << 10];
+    let until_closed = async {
+        if stream.shutdown().await.is_ok() {
+            while stream.read(&mut ignored).await.is_ok_and(|len| len > 0) {}
+        }
+    };
+    // Whoever neither hangs up nor falls silent is left.
+    let _ = tokio::time::timeout(LINGER, until_closed).await;
 }
 
 /// What a connection can do now; what it wrote leaves at the end.

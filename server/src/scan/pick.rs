@@ -18,7 +18,7 @@ use super::plan::ColumnSource;
 use super::resident::PinnedChunk;
 use super::row_group::Column;
 use crate::cache::{Reservation, ReserveError, compact};
-use crate::parquet::decode_bands;
+use crate::parquet::{decode_bands, decoder_panic};
 
 /// Row groups picked from at a time.
 pub(super) const ROW_GROUPS_AT_A_TIME: usize = 4;
@@ -219,7 +219,8 @@ impl Engine {
             PickError::Failed(error) => PickError::Failed(self.of_footer(&group.footer, error)),
             too_large => too_large,
         };
-        let rows = run(false, pick).await?.map_err(of_footer)?;
+        let gave_up = |panic| Err(PickError::Failed(decoder_panic(group.footer.object.url(), "row group", panic)));
+        let rows = tokio::task::spawn_blocking(pick).await.unwrap_or_else(gave_up).map_err(of_footer)?;
         let mut held = self.chunks.reserve(0).await.map_err(|e| picking.no_memory(&e))?;
         self.account(&mut held, &rows, &picking).await?;
         Ok(Picked { rows, held })

@@ -89,7 +89,8 @@ impl Sql {
             }
             Ok(())
         };
-        (running(node), tell.await)
+        let late = |_| Error::new(ErrorKind::Unavailable, format!("it was not told within {PATIENCE:?}"));
+        (running(node), timeout(PATIENCE, tell).await.map_err(late).flatten())
     }
 
     /// Takes names that another server knows.

@@ -56,7 +56,7 @@ impl Three {
         converged(&self.servers.iter().collect::<Vec<_>>()).await;
     }
 
-    /// How many row groups of the object a server is the preferred owner of: none of them, once in a thousand times.
+    /// How many row groups of the object a server is the preferred owner of: by chance none of them, once in some hundred times.
     fn owned(&self, at: usize) -> u64 {
         let (map, id) = (self.servers[at].engine().slot_map(), self.servers[at].cluster().node_id());
         (0..20).filter(|&group| map.owner(Slot::of(URL, Part::RowGroup(group))).id == id).count() as u64
@@ -427,7 +427,8 @@ async fn tables_that_are_made_and_dropped_on_one_node_are_so_on_all() {
         let name = format!("n{at}");
         let began = tokio::time::Instant::now();
         sql::ask(&mut asked[at % 3], &create(&name, "other")).await.unwrap();
-        if began.elapsed() < Duration::from_secs(2) {
+        let knows_all = three.servers.iter().all(|server| server.engine().slot_map().nodes().len() == 3);
+        if knows_all && began.elapsed() < Duration::from_secs(2) {
             assert_eq!(count(&mut asked[(at + 1) % 3], &name).await.unwrap(), 10);
             prompt += 1;
         }

@@ -79,20 +79,18 @@ impl Engine {
         let all = groups.len();
         let taken = futures::stream::iter(groups)
             .map(|(group, columns)| async move {
-                let mut pauses = NOT_YET.into_iter();
+                let mut attempt = 0;
                 loop {
-                    match self.warm_at_owner(&group, &columns).await {
-                        Err(error) if error.kind == ErrorKind::Moved => match pauses.next() {
-                            Some(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
-                            None => return false,
-                        },
-                        Err(error) => {
-                            let url = group.footer.object.url();
-                            tracing::debug!(url, row_group = group.row_group, cause = %error, "not handed over");
-                            return false;
-                        }
-                        Ok(()) => return true,
+                    let Err(error) = self.warm_at_owner(&group, &columns).await else { return true };
+                    // An owner that cannot be reached may be another one soon.
+                    let attempts = if error.kind == ErrorKind::Moved { NOT_YET.len() } else { 2 };
+                    if attempt >= attempts || !(error.kind == ErrorKind::Moved || error.kind.is_retryable()) {
+                        let url = group.footer.object.url();
+                        tracing::debug!(url, row_group = group.row_group, cause = %error, "not handed over");
+                        return false;
                     }
+                    tokio::time::sleep(Duration::from_millis(NOT_YET[attempt])).await;
+                    attempt += 1;
                 }
             })
             .buffer_unordered(HANDED_OVER_AT_A_TIME)
