@@ -84,7 +84,7 @@ def test_files_that_are_none_are_corrupt(server, s3):
 
 def test_actions(server, url, table):
     names = {action.type for action in server.client.list_actions()}
-    ours = ("stats", "slot_map", "info", "table", "bounds", "sources", "warm", "evict", "set_capacity", "drain", "renewed", "footer")
+    ours = ("stats", "slot_map", "info", "table", "bounds", "sources", "warm", "evict", "set_capacity", "drain", "renewed", "footer", "tables")
     assert {name for name in names if name.startswith("flightcache.")} == {f"flightcache.{name}" for name in ours}
     assert "CancelFlightInfo" in names
     server.act("evict", {"url": url})

@@ -141,19 +141,19 @@ impl Connection {
     /// It could not be reached: others are asked first, until it answers again, or for [`DOUBT`]. It has no answers under way, and would seem
     /// to have little to do.
     pub(crate) fn doubt(&self) {
-        if lock(&self.failed_at).replace(Instant::now()).is_none() {
+        let before = lock(&self.failed_at).replace(Instant::now());
+        if before.is_none_or(|failed_at| failed_at.elapsed() >= DOUBT) {
             tokio::spawn(self.clone().probe());
         }
     }
 
     pub(crate) fn is_doubtful(&self) -> bool {
-        lock(&self.failed_at).is_some()
+        lock(&self.failed_at).is_some_and(|failed_at| failed_at.elapsed() < DOUBT)
     }
 
     /// Asks for something small until it answers, whatever that is, and is doubted no more.
     async fn probe(self) {
-        let is_doubted = || lock(&self.failed_at).is_some_and(|failed_at| failed_at.elapsed() < DOUBT);
-        while is_doubted() {
+        while self.is_doubtful() {
             tokio::time::sleep(PROBE_INTERVAL).await;
             let mut flight = flight(self.channel());
             let asked = flight.do_action(Action::new(action::SOURCES, ""));

@@ -20,6 +20,7 @@ mod record;
 mod requests;
 mod reroute;
 mod residency;
+mod shared_tables;
 mod sql;
 mod sql_bounds;
 mod store;
