@@ -27,16 +27,23 @@ struct Gather<S> {
     kept: Vec<u8>,
     /// Of what is kept: bytes that were written.
     written: usize,
+    /// Anything was read.
+    has_heard: bool,
 }
 
 impl<S> Gathered<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self(Arc::new(Mutex::new(Gather { stream, kept: Vec::new(), written: 0 })))
+        Self(Arc::new(Mutex::new(Gather { stream, kept: Vec::new(), written: 0, has_heard: false })))
     }
 
     /// For the connection.
     pub(super) fn share(&self) -> Self {
         Self(Arc::clone(&self.0))
+    }
+
+    /// Whether the other end has said anything.
+    pub(super) fn has_heard(&self) -> bool {
+        self.lock().has_heard
     }
 
     fn lock(&self) -> MutexGuard<'_, Gather<S>> {
@@ -99,7 +106,10 @@ impl<S: AsyncWrite + Unpin> Gather<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Gathered<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<Result<()>> {
-        Pin::new(&mut self.lock().stream).poll_read(cx, into)
+        let (mut gather, before) = (self.lock(), into.filled().len());
+        let read = Pin::new(&mut gather.stream).poll_read(cx, into);
+        gather.has_heard |= into.filled().len() > before;
+        read
     }
 }
 

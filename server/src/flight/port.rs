@@ -184,6 +184,10 @@ where
     let ended = tokio::select! {
         ended = poll_fn(|cx| turn(serving.as_mut(), &stream, cx)) => ended,
         () = until(stopped) => {
+            // Who has said nothing yet asks for nothing, and may say nothing for ever.
+            if !stream.has_heard() {
+                return;
+            }
             serving.as_mut().graceful_shutdown();
             poll_fn(|cx| turn(serving.as_mut(), &stream, cx)).await
         }

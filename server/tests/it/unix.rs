@@ -79,6 +79,24 @@ async fn a_scan_under_way_outlives_the_socket() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_connects_and_says_nothing_keeps_no_server() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("cache.sock");
+    let patient = Settings { drain: std::time::Duration::from_mins(2), ..over(&path) };
+    let cache = Cache::with(patient, TestStore::new()).await;
+    let mute_outside = tokio::net::TcpStream::connect(cache.server.flight_addr()).await.unwrap();
+    let mute_here = tokio::net::UnixStream::connect(&path).await.unwrap();
+    // They are taken in turn: by the time that this one is answered, so were those.
+    for location in [format!("grpc://{}", cache.server.flight_addr()), format!("grpc+unix://{}", path.display())] {
+        Client::connect(&location).await.unwrap().stats().await.unwrap();
+    }
+    let began = std::time::Instant::now();
+    cache.stop().await;
+    assert!(began.elapsed() < std::time::Duration::from_mins(1), "{:?}", began.elapsed());
+    drop((mute_outside, mute_here));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_a_dead_servers_socket_is_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cache.sock");
